@@ -1,0 +1,149 @@
+"""The Job: what is wanted. Model shape, data, how long, and the seed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from thrifty.spec.figure import Noun, Number, PositiveCount, Ratio, Tokens
+
+
+class RopeScaling(Noun):
+    """Llama 3.1's frequency rescaling for long contexts (Hugging Face `rope_type: llama3`)."""
+
+    factor: Number
+    low_freq_factor: Number
+    high_freq_factor: Number
+    original_max_positions: PositiveCount
+
+
+class ModelShape(Noun):
+    """One dense decoder, described by switches that span the GPT-2, Llama, Qwen and Mistral families.
+
+    Attributes:
+        vocab_size: rows of the embedding. A job file may say `auto`, which becomes the tokenizer's size.
+        kv_heads: key/value heads (grouped-query attention); equals `heads` when left out.
+        head_dim: width of a head; `hidden / heads` when left out.
+        ffn: inner width of the MLP.
+        max_positions: longest sequence; rows of the table when positions are learned.
+        mlp: `swiglu` has three matrices (gate, up, down); `gelu` (tanh form, as GPT-2) has two.
+        bias: `none`; `qkv` on the three attention inputs only (Qwen2); `all` on every linear layer (GPT-2).
+        sliding_window: each token attends to this many latest tokens (Mistral 7B v0.1); none = all.
+        source: where the shape was read.
+    """
+
+    name: str = "custom"
+    layers: PositiveCount
+    hidden: PositiveCount
+    heads: PositiveCount
+    kv_heads: PositiveCount
+    head_dim: PositiveCount
+    ffn: PositiveCount
+    vocab_size: PositiveCount
+    max_positions: PositiveCount = 2048
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: Annotated[Number, Field(gt=0)] = 1e-5
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    positions: Literal["rope", "learned"] = "rope"
+    rope_theta: Annotated[Number, Field(gt=0)] = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+    bias: Literal["none", "qkv", "all"] = "none"
+    sliding_window: PositiveCount | None = None
+    source: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        """Fills the two fields that follow from others."""
+        if isinstance(raw, dict):
+            raw = dict(raw)
+            if raw.get("kv_heads") is None and "heads" in raw:
+                raw["kv_heads"] = raw["heads"]
+            heads, hidden = raw.get("heads"), raw.get("hidden")
+            if raw.get("head_dim") is None and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+                if hidden % heads:
+                    raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}; set head_dim, or change one of them")
+                raw["head_dim"] = hidden // heads
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError("rope_scaling needs positions: rope")
+        return self
+
+
+class Tokenizer(Noun):
+    """How text becomes token ids.
+
+    `bytes` has 256 ids and one end-of-document id; `chars` takes one id a distinct character of the corpus;
+    `bpe` trains a byte-level BPE of `vocab_size` on the corpus; `hf` reads `path`, a folder with tokenizer.json.
+    """
+
+    kind: Literal["bytes", "chars", "bpe", "hf"] = "bytes"
+    vocab_size: PositiveCount = 4096
+    path: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "hf" and not self.path:
+            raise ValueError("tokenizer kind 'hf' needs path: a folder or file with tokenizer.json")
+        return self
+
+
+class Data(Noun):
+    """What is trained on.
+
+    Attributes:
+        path: `python-stdlib` (the source text of the Python standard library on this machine), a file or folder of
+            text, JSONL or Parquet, a folder of token shards, or a name or path for the `datasets` library.
+        format: `auto` goes by the ending.
+        text_field: the field that holds the text in JSONL, Parquet and datasets.
+        validation_fraction: the last share of the token stream, never trained on.
+        packing: `stream` joins documents and cuts windows anywhere; `documents` starts each sample at a document and
+            masks the padding, so samples hold unequal numbers of target tokens.
+    """
+
+    path: str = "python-stdlib"
+    format: Literal["auto", "text", "jsonl", "parquet", "shards", "dataset"] = "auto"
+    text_field: str = "text"
+    tokenizer: Tokenizer = Tokenizer()
+    validation_fraction: Annotated[Ratio, Field(gt=0, lt=1)] = 0.1
+    packing: Literal["stream", "documents"] = "stream"
+
+
+class Job(Noun):
+    """What is wanted, whatever it runs on.
+
+    Exactly one of `tokens` and `steps` says how long to train; with `target_loss` alone the planner derives tokens
+    from a loss law, and training stops early once the validation loss reaches the target.
+    """
+
+    name: str = "job"
+    model: ModelShape
+    data: Data = Data()
+    tokens: Annotated[Tokens, Field(gt=0)] | None = None
+    steps: PositiveCount | None = None
+    target_loss: Annotated[Number, Field(gt=0)] | None = None
+    sequence_length: PositiveCount
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tokens is not None and self.steps is not None:
+            raise ValueError("give tokens or steps, not both: one follows from the other")
+        if self.tokens is None and self.steps is None and self.target_loss is None:
+            raise ValueError("say how long to train: tokens (e.g. 160B tokens), steps, or target_loss")
+        if self.sequence_length > self.model.max_positions:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} exceeds the model's max_positions {self.model.max_positions}; "
+                f"shorten one or raise the other"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Executes a Plan: launch, build, loop, checkpoints, meter. Importing this package does not import torch."""
