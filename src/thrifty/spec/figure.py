@@ -64,10 +64,17 @@ def _figure_of(kind: str) -> Callable[[Any], Any]:
             raw["value"] = units.parse(raw["value"], kind)
             given = raw.setdefault("unit", units.base_unit(kind))
             if given != units.base_unit(kind):
-                raise ValueError(f"unit must be {units.base_unit(kind)!r}, got {given!r}; write the unit into the value instead")
+                raise ValueError(
+                    f"unit must be {units.base_unit(kind)!r}, got {given!r}; write the unit into the value instead"
+                )
             raw.setdefault("provenance", "assumed")
             return raw
-        return {"value": units.parse(raw, kind), "unit": units.base_unit(kind), "provenance": "assumed", "source": "given by the user"}
+        return {
+            "value": units.parse(raw, kind),
+            "unit": units.base_unit(kind),
+            "provenance": "assumed",
+            "source": "given by the user",
+        }
 
     return read
 

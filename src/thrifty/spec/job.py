@@ -65,7 +65,9 @@ class ModelShape(Noun):
             heads, hidden = raw.get("heads"), raw.get("hidden")
             if raw.get("head_dim") is None and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
                 if hidden % heads:
-                    raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}; set head_dim, or change one of them")
+                    raise ValueError(
+                        f"hidden {hidden} is not a multiple of heads {heads}; set head_dim, or change one of them"
+                    )
                 raw["head_dim"] = hidden // heads
         return raw
 

@@ -31,7 +31,7 @@ class Settings:
 
     def over(self, lower: Settings) -> Settings:
         """These settings laid over `lower`: where both say something, these win."""
-        replaced = {key for key, _ in leaves(self.tree)}
+        replaced = {key for key, value in leaves(self.tree) if value != {}}
         kept = {k: o for k, o in lower.origins.items() if not any(k.startswith(r + ".") for r in replaced)}
         return Settings(_merge(lower.tree, self.tree), kept | self.origins)
 
@@ -50,11 +50,15 @@ class Settings:
         tree: Any = value
         for part in reversed(parts):
             tree = {part: tree}
-        return Settings(tree, _origins(tree, lambda _: origin)).over(self)
+        origins = _origins(tree, lambda _: origin)
+        return Settings(tree, {k: o for k, o in origins.items() if k == path or k.startswith(path + ".")}).over(self)
 
     def without(self, path: str) -> Settings:
         """A copy that does not have what is at (and under) a dotted path."""
-        return Settings(_drop(self.tree, path.split(".")), {k: o for k, o in self.origins.items() if k != path and not k.startswith(path + ".")})
+        return Settings(
+            _drop(self.tree, path.split(".")),
+            {k: o for k, o in self.origins.items() if k != path and not k.startswith(path + ".")},
+        )
 
     def where(self, path: str) -> str:
         """Origin of a key, or of the nearest key around it."""
@@ -152,13 +156,25 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag
+        not in (
+            "tag:yaml.org,2002:float",
+            "tag:yaml.org,2002:int",
+            "tag:yaml.org,2002:bool",
+            "tag:yaml.org,2002:timestamp",
+        )
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$"
+    ),
     list("-+0123456789."),
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
@@ -189,7 +205,7 @@ def _from_node(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]
         return [_from_node(item, path, f"{prefix}{i}.", origins) for i, item in enumerate(node.value)]
     constructor = _Loader("")
     try:
-        return constructor.construct_object(node)  # type: ignore[no-untyped-call]
+        return constructor.construct_object(node)
     except (yaml.YAMLError, ValueError) as error:
         raise ThriftyError(f"cannot read the value: {error}", where=f"{path}:{node.start_mark.line + 1}") from None
 
@@ -205,7 +221,7 @@ def parse_set(text: str) -> Settings:
     if not equals or not all(key.split(".")):
         raise ThriftyError("wants KEY=VALUE", where=f"--set {text}", hint="for example  --set recipe.optimizer.lr=3e-4")
     try:
-        value = yaml.load(raw, Loader=_Loader) if raw.strip() else ""  # noqa: S506 - a SafeLoader
+        value = yaml.load(raw, Loader=_Loader) if raw.strip() else ""
     except yaml.YAMLError:
         value = raw
     return Settings().put(key, value, f"--set {key}")
@@ -219,7 +235,11 @@ def build(noun: type[N], settings: Settings, prefix: str) -> N:
     """
     tree = settings.at(prefix) if prefix else settings.tree
     if not isinstance(tree, dict):
-        raise ThriftyError(f"{prefix} must be a mapping", where=settings.where(prefix), hint=f"its keys: {', '.join(noun.model_fields)}")
+        raise ThriftyError(
+            f"{prefix} must be a mapping",
+            where=settings.where(prefix),
+            hint=f"its keys: {', '.join(noun.model_fields)}",
+        )
     try:
         return noun.model_validate(tree)
     except ValidationError as error:
@@ -236,12 +256,16 @@ def _explain(noun: type[BaseModel], error: dict[str, Any], settings: Settings, p
     where = f"{place}: {path}" if place and not place.startswith("--set") else place or path
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return ThriftyError(f"unknown key {location[-1]!r}", where=where, hint=did_you_mean(location[-1], _keys(noun, location[:-1])))
+        return ThriftyError(
+            f"unknown key {location[-1]!r}", where=where, hint=did_you_mean(location[-1], _keys(noun, location[:-1]))
+        )
     if kind == "missing":
         return ThriftyError(f"the key {location[-1]!r} is missing", where=where, hint=f"add {path}: ...")
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        return ThriftyError(f"{error['input']!r} is not a valid choice", where=where, hint=did_you_mean(str(error["input"]), choices))
+        return ThriftyError(
+            f"{error['input']!r} is not a valid choice", where=where, hint=did_you_mean(str(error["input"]), choices)
+        )
     message = str(error["msg"]).removeprefix("Value error, ")
     return ThriftyError(message, where=where, hint="" if kind == "value_error" else f"got {error['input']!r}")
 

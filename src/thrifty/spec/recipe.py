@@ -43,7 +43,9 @@ class Layout(Noun):
     def _check(self) -> Self:
         for axis in ("pipeline", "tensor"):
             if getattr(self, axis) != 1:
-                raise ValueError(f"{axis} = {getattr(self, axis)} is not supported yet; use 1 and spread over shard or island")
+                raise ValueError(
+                    f"{axis} = {getattr(self, axis)} is not supported yet; use 1 and spread over shard or island"
+                )
         return self
 
 
@@ -146,9 +148,9 @@ class Recipe(Noun):
     def _check(self) -> Self:
         together = self.batch.micro_sequences * self.layout.data_ranks
         if self.batch.sequences % together:
-            lower = self.batch.sequences // together * together
+            lower = max(together, self.batch.sequences // together * together)
             raise ValueError(
                 f"batch.sequences {self.batch.sequences} is not a multiple of micro_sequences {self.batch.micro_sequences} "
-                f"x {self.layout.data_ranks} data ranks = {together}; use {lower or together} or {lower + together}"
+                f"x {self.layout.data_ranks} data ranks = {together}; use {lower} or {lower + together}"
             )
         return self

@@ -53,7 +53,9 @@ KINDS: dict[str, tuple[str, dict[str, float]]] = {
     "count": ("1", _counted("1") | {"1": 1.0}),
 }
 
-_NUMBER = re.compile(r"^\s*(?P<usd>\$?)\s*(?P<number>[-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>.*?)\s*$")
+_NUMBER = re.compile(
+    r"^\s*(?P<usd>\$?)\s*(?P<number>[-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>.*?)\s*$"
+)
 
 
 def base_unit(kind: str) -> str:
@@ -61,7 +63,7 @@ def base_unit(kind: str) -> str:
     return KINDS[kind][0]
 
 
-def parse(text: str | int | float, kind: str) -> float:
+def parse(text: object, kind: str) -> float:
     """Reads a quantity into the base unit of its kind.
 
     A bare number is taken to be in the base unit already.
@@ -78,7 +80,7 @@ def parse(text: str | int | float, kind: str) -> float:
     if isinstance(text, int | float):
         value = float(text)
     else:
-        match = _NUMBER.match(text)
+        match = _NUMBER.match(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"wants a quantity such as {example!r}, got {text!r}")
         unit = match["unit"] or ("usd" if match["usd"] else "")
@@ -96,14 +98,22 @@ def _factor(unit: str, kind: str, spellings: dict[str, float], example: str) -> 
         return spellings[unit]
     other = [name for name, (_, known) in KINDS.items() if unit in known]
     if other and kind not in other:
-        raise ValueError(f"unit {unit!r} measures {other[0].replace('_', ' ')}, not {kind.replace('_', ' ')}; write for example {example!r}")
-    raise ValueError(f"unknown unit {unit!r} for {kind.replace('_', ' ')}; {did_you_mean(unit, spellings)} For example {example!r}")
+        raise ValueError(
+            f"unit {unit!r} measures {other[0].replace('_', ' ')}, not {kind.replace('_', ' ')}; write for example {example!r}"
+        )
+    raise ValueError(
+        f"unknown unit {unit!r} for {kind.replace('_', ' ')}; {did_you_mean(unit, spellings)} For example {example!r}"
+    )
 
 
 def _scaled(value: float, steps: list[tuple[float, str]], digits: int = 3) -> str:
     for factor, suffix in steps:
         if abs(value) >= factor:
-            return f"{value / factor:.{digits}g}{suffix}" if abs(value / factor) < 1000 else f"{value / factor:,.0f}{suffix}"
+            return (
+                f"{value / factor:.{digits}g}{suffix}"
+                if abs(value / factor) < 1000
+                else f"{value / factor:,.0f}{suffix}"
+            )
     factor, suffix = steps[-1]
     return f"{value / factor:.{digits}g}{suffix}"
 
@@ -121,7 +131,13 @@ def show(value: float, unit: str) -> str:
         return _show_seconds(value)
     if unit in ("usd", "usd/h"):
         tail = "/h" if unit == "usd/h" else ""
-        text = f"${value:,.0f}" if abs(value) >= 1000 else f"${value:,.2f}" if abs(value) >= 0.1 or value == 0 else f"${value:.2g}"
+        text = (
+            f"${value:,.0f}"
+            if abs(value) >= 1000
+            else f"${value:,.2f}"
+            if abs(value) >= 0.1 or value == 0
+            else f"${value:.2g}"
+        )
         return text + tail
     if unit == "J":
         return _scaled(value / 3.6e6, [(1e6, " GWh"), (1e3, " MWh"), (1.0, " kWh"), (1e-3, " Wh")])
@@ -131,7 +147,7 @@ def show(value: float, unit: str) -> str:
         return _scaled(value, [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, "")])
     if unit == "1":
         return f"{value:,.4g}"
-    return _scaled(value, _SI) + f" {unit}"
+    return _scaled(value, [(factor, f" {prefix}") for factor, prefix in _SI]) + unit
 
 
 def _show_seconds(value: float) -> str:

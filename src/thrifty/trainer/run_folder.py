@@ -1,17 +1,18 @@
 """The run folder: what a run leaves behind, by name. Written here, read by `report` and by a resumed run.
 
-    plan.yaml        the plan that was executed
-    manifest.json    versions, hardware, git commit, data hash
-    metrics.jsonl    one JSON object a line: step, split (train or val), loss, tokens, seconds, and more
-    bill.json        {"predicted": Bill, "measured": Bill}
-    tokenizer/       what `generate` needs to read and write text
-    checkpoints/     step-00001200/ ...
+plan.yaml        the plan that was executed
+manifest.json    versions, hardware, git commit, data hash
+metrics.jsonl    one JSON object a line: step, split (train or val), loss, tokens, seconds, and more
+bill.json        {"predicted": Bill, "measured": Bill}
+tokenizer/       what `generate` needs to read and write text
+checkpoints/     step-00001200/ ...
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,11 @@ class RunFolder:
             except json.JSONDecodeError:
                 if number == len(lines):
                     return
-                raise ThriftyError("not a JSON object", where=f"{self.metrics}:{number}", hint="the file was edited or damaged; remove that line") from None
+                raise ThriftyError(
+                    "not a JSON object",
+                    where=f"{self.metrics}:{number}",
+                    hint="the file was edited or damaged; remove that line",
+                ) from None
 
     def truncate_metrics(self, after_step: int) -> None:
         """Drops rows of steps after the checkpoint that a run resumes from: they will be written again."""
@@ -53,13 +58,28 @@ class RunFolder:
     def read_bill(self) -> dict[str, Bill]:
         """`predicted` and, once the run has billed, `measured`."""
         if not self.bill.exists():
-            raise ThriftyError("no bill.json in this run folder", where=str(self.root), hint="give the folder that `thrifty train --run-dir` wrote; a run bills when it stops")
+            raise ThriftyError(
+                "no bill.json in this run folder",
+                where=str(self.root),
+                hint="give the folder that `thrifty train --run-dir` wrote; a run bills when it stops",
+            )
         content = json.loads(self.bill.read_text(encoding="utf-8"))
         return {maker: Bill.model_validate(content[maker]) for maker in ("predicted", "measured") if content.get(maker)}
 
     def write_bill(self, predicted: Bill, measured: Bill) -> None:
         content = {"predicted": predicted.model_dump(mode="json"), "measured": measured.model_dump(mode="json")}
         write_atomically(self.bill, json.dumps(content, indent=1) + "\n")
+
+
+_STEP = re.compile(r"step-(\d{8,})$")
+
+
+def finished_steps(checkpoints: Path) -> list[int]:
+    """Steps of the finished checkpoints in a folder, oldest first; one without files.json was never finished."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((_STEP.match(path.name), path) for path in checkpoints.iterdir())
+    return sorted(int(match[1]) for match, path in found if match and (path / "files.json").exists())
 
 
 def write_atomically(path: Path, text: str) -> None:

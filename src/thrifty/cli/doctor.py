@@ -1,0 +1,80 @@
+"""`thrifty doctor`: what this machine can do, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from thrifty.cli.common import Json
+
+# import name -> (what it is for, how it is installed)
+_PARTS = {
+    "torch": ("training", "pip install 'thrifty[train]'"),
+    "numpy": ("training", "pip install 'thrifty[train]'"),
+    "safetensors": ("reading and writing Hugging Face folders", "pip install 'thrifty[train]'"),
+    "tokenizers": ("BPE tokenizers", "pip install 'thrifty[train]'"),
+    "altair": ("charts of the report page", "pip install 'thrifty[report]'"),
+    "vl_convert": ("charts of the report page", "pip install 'thrifty[report]'"),
+    "transformers": ("nothing by itself; checks of Hugging Face folders", "pip install 'thrifty[hf]'"),
+    "datasets": ("data from the datasets library", "pip install 'thrifty[hf]'"),
+    "pyarrow": ("Parquet files", "pip install pyarrow"),
+    "pynvml": ("energy counters of NVIDIA GPUs", "pip install 'thrifty[gpu]'"),
+}
+
+
+def command(
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Measure again instead of using what was found before.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what this machine can do, and what is missing."""
+    import importlib.util
+
+    from thrifty.cli.common import print_json
+
+    parts = {name: importlib.util.find_spec(name) is not None for name in _PARTS}
+    machine = _machine(refresh) if parts["torch"] and parts["numpy"] else None
+    if json:
+        print_json({"machine": machine, "installed": parts})
+        return
+    for line in _lines(parts, machine):
+        typer.echo(line)
+
+
+def _machine(refresh: bool) -> dict[str, Any]:
+    import shutil
+    from pathlib import Path
+
+    from thrifty.trainer import probe
+    from thrifty.trainer.energy import method_here
+
+    found = probe.probe(refresh=refresh)
+    return found | {
+        "cache_folder": str(probe.cache_folder()),
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "energy_method": method_here(found["kind"] == "gpu"),
+    }
+
+
+def _lines(parts: dict[str, bool], machine: dict[str, Any] | None) -> list[str]:
+    from thrifty.spec.units import show
+
+    lines = []
+    if machine is not None:
+        rates = ", ".join(f"{name} {show(rate, 'FLOP/s')}" for name, rate in machine["flops"].items())
+        devices = "GPU" if machine["kind"] == "gpu" else "core"
+        lines += [
+            f"{machine['name']}: {machine['devices']} {devices}{'s' * (machine['devices'] > 1)}, {show(machine['memory_bytes'], 'byte')} each",
+            f"  matrix products  {rates} (measured {machine['date']}; the whole machine)",
+            f"  memory           {show(machine['memory_bytes_per_s'], 'byte/s')} copying; one small operation {show(machine['op_seconds'], 's')}",
+            f"  energy           {machine['energy_method']}",
+            f"  disk here        {show(machine['free_disk_bytes'], 'byte')} free; cache in {machine['cache_folder']}",
+        ]
+        if machine["flops"]["bf16"] < 1.3 * machine["flops"]["fp32"]:
+            lines.append("  note             bf16 is hardly faster than fp32 here; plans will say so and pick fp32")
+    for name, there in parts.items():
+        purpose, install = _PARTS[name]
+        lines.append(f"  {'ok     ' if there else 'missing'}  {name:13} {purpose}{'' if there else f': {install}'}")
+    return lines

@@ -1,0 +1,123 @@
+"""predict(job, cluster, recipe) -> Bill: every term of a run's cost, by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from thrifty.cost import constants, energy, flops
+from thrifty.cost.memory import Memory
+from thrifty.cost.params import total_parameters
+from thrifty.cost.run import Run, estimate, evaluation_batches, evaluations
+from thrifty.cost.step import rank_of
+from thrifty.cost.traffic import LINKS, collectives, evaluation_by_link, sent_by_link
+from thrifty.laws import loss as loss_law
+from thrifty.spec.bill import Bill
+from thrifty.spec.cluster import Cluster
+from thrifty.spec.figure import Figure, modelled
+from thrifty.spec.job import Job
+from thrifty.spec.plan import tokens_per_step
+from thrifty.spec.recipe import Recipe
+
+_PART_SOURCES = {
+    "startup": "imports, process groups, compilation",
+    "compute": "roofline of forward and backward passes",
+    "communication": "rings, less what computation hides",
+    "optimizer": "bytes of parameters, gradients and states",
+    "data": "host work of a step",
+    "evaluation": "forward passes of the validation sequences",
+    "checkpoint": "12 bytes a parameter over the disk's rate",
+    "other": "1 / goodput - 1 of the rest",
+}
+_MEMORY_SOURCES = {
+    "parameters": "fp32 shard of the fullest rank",
+    "gradients": "fp32 shard of the fullest rank",
+    "optimizer": "AdamW: 8 bytes an element and 4 a tensor",
+    "activations": "tensors kept for the backward pass",
+    "logits": "one chunk of the loss",
+    "communication": "gathered units and reduction buffers",
+    "runtime": "accelerator.runtime_memory",
+}
+
+
+def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
+    """What a run would cost.
+
+    Every figure is modelled, its source naming the formula; time and activations carry an interval. The loss is there
+    only where `laws.loss` applies.
+
+    Raises:
+        ThriftyError: the accelerator has no rate for the recipe's precision.
+        ValueError: the job says neither tokens nor steps.
+    """
+    run = estimate(job, cluster, recipe)
+    tokens = run.steps * tokens_per_step(job, recipe)
+    model_flops = flops.model_flops_per_token(job.model, job.sequence_length) * tokens
+    in_steps = run.steps * run.step.total
+    peak = rank_of(cluster, recipe.layout.ranks, recipe.precision).peak_flops * recipe.layout.ranks
+    time, rate = _proportional(cluster.accelerator.kind), _inverse(cluster.accelerator.kind)
+    joules = energy.energy_joules(cluster, run.seconds)
+    return Bill(
+        maker="predicted",
+        seconds=time(run.seconds, "s", "sum of the parts"),
+        step_seconds=time(run.step.total, "s", "roofline and alpha-beta"),
+        seconds_by_part={name: time(seconds, "s", _PART_SOURCES[name]) for name, seconds in run.parts.items()},
+        steps=modelled(run.steps, "1", "tokens over tokens a step" if job.steps is None else "given"),
+        tokens=modelled(tokens, "token", "steps x sequences x sequence length"),
+        tokens_per_second=rate(tokens / in_steps, "token/s", "tokens over time in steps"),
+        model_flops=modelled(model_flops, "FLOP", "6 x matrix parameters + 6 x layers x width x sequence, a token"),
+        hardware_flops=_hardware_flops(job, recipe, run, tokens),
+        mfu=rate(model_flops / (in_steps * peak), "1", f"model FLOPs over {recipe.precision} peak of the ranks"),
+        memory=_memory(run.memory),
+        peak_memory=_peak(run.memory),
+        link_bytes=_link_bytes(job, cluster, recipe, run),
+        energy=time(joules, "J", "idle + (TDP - idle) x utilisation + host, x PUE, every device"),
+        usd=time(run.usd, "usd", "devices x hours x price"),
+        co2=time(energy.co2_grams(cluster, joules), "g", "energy x grid intensity"),
+        loss=loss_law.predicted_loss(job, total_parameters(job.model), tokens),
+    )
+
+
+def _proportional(kind: str) -> Callable[[float, str, str], Figure]:
+    """Makes figures that are proportional to time, with time's interval."""
+    below, above = constants.TIME_INTERVAL[kind]
+    return lambda value, unit, source: modelled(value, unit, source, low=value * below, high=value * above)
+
+
+def _inverse(kind: str) -> Callable[[float, str, str], Figure]:
+    """Makes figures that are inverse to time."""
+    below, above = constants.TIME_INTERVAL[kind]
+    return lambda value, unit, source: modelled(value, unit, source, low=value / above, high=value / below)
+
+
+def _hardware_flops(job: Job, recipe: Recipe, run: Run, tokens: int) -> Figure:
+    shape, length = job.model, job.sequence_length
+    evaluated = evaluations(recipe, run.steps) * recipe.evaluation.sequences * length
+    executed = flops.hardware_flops_per_token(shape, length, recipe.recompute) * tokens
+    executed += flops.forward_flops_per_token(shape, length) * evaluated
+    return modelled(executed, "FLOP", "model FLOPs, recomputed forward passes and evaluations")
+
+
+def _memory(used: Memory) -> dict[str, Figure]:
+    below, above = constants.ACTIVATION_INTERVAL
+    figures = {name: modelled(value, "byte", _MEMORY_SOURCES[name]) for name, value in used.terms().items()}
+    for name in ("activations", "logits"):
+        value = figures[name].value
+        figures[name] = figures[name].model_copy(update={"low": value * below, "high": value * above})
+    return figures
+
+
+def _peak(used: Memory) -> Figure:
+    below, above = constants.ACTIVATION_INTERVAL
+    uncertain = used.activations + used.logits
+    low, high = used.peak - (1 - below) * uncertain, used.peak + (above - 1) * uncertain
+    return modelled(used.peak, "byte", "largest of the moments of a step", low=low, high=high)
+
+
+def _link_bytes(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> dict[str, Figure]:
+    sent = collectives(job.model, cluster, recipe)
+    training, evaluating = sent_by_link(sent), evaluation_by_link(sent, recipe, evaluation_batches(recipe))
+    looks = evaluations(recipe, run.steps)
+    return {
+        link: modelled(training[link] * run.steps + evaluating[link] * looks, "byte", "ring collectives of one rank")
+        for link in LINKS
+    }

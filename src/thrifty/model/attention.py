@@ -1,0 +1,113 @@
+"""Causal self-attention with grouped queries, and the cache of keys and values that generation keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thrifty.model.layers import Linear, RMSNorm, rope_tables, rotate
+from thrifty.model.short_attention import short_attention, suits
+from thrifty.spec.job import ModelShape
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all blocks of one forward pass share.
+
+    A plain object, not a tuple of tensors: FSDP casts tensors among a module's arguments to its parameter dtype, and
+    the rotary tables must stay in fp32.
+
+    Attributes:
+        start: position of the first token; not 0 only with a cache.
+        rope: cosines and sines, each (seq, 1, head_dim); none with learned positions.
+        mask: (seq, keys), true where a token may look; none where `causal` says it all.
+    """
+
+    start: int = 0
+    rope: tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
+    causal: bool = True
+
+
+def make_context(shape: ModelShape, seq: int, start: int, dtype: torch.dtype, device: torch.device) -> Context:
+    """Rotary tables and mask for `seq` tokens that begin at position `start`."""
+    positions = torch.arange(start, start + seq, device=device)
+    rope = rope_tables(shape, positions, dtype) if shape.positions == "rope" else None
+    window = shape.sliding_window
+    cuts = window is not None and start + seq > window
+    if not cuts and (start == 0 or seq == 1):  # a square lower triangle, or one token that sees everything
+        return Context(start, rope, None, causal=start == 0)
+    distance = positions[:, None] - torch.arange(start + seq, device=device)  # (seq, keys)
+    mask = distance >= 0
+    return Context(start, rope, mask & (distance < window) if cuts else mask, causal=False)
+
+
+class LayerCache:
+    """Keys and values of one layer, (batch, kv_heads, capacity, head_dim) each, allocated when first written."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Writes (batch, kv_heads, seq, head_dim) at `start`; returns everything up to there."""
+        if self.keys is None or self.values is None:
+            batch, kv_heads, _, head_dim = key.shape
+            self.keys = key.new_empty(batch, kv_heads, self.capacity, head_dim)
+            self.values = torch.empty_like(self.keys)
+        end = start + key.shape[2]
+        self.keys[:, :, start:end] = key
+        self.values[:, :, start:end] = value
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Cache:
+    """Keys and values of every layer for up to `capacity` tokens; `length` of them are filled."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(layers)]
+        self.length = 0
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v over earlier tokens, each key/value head serving heads / kv_heads queries.
+
+    Head counts come from the widths of the projections, so that a rank that holds a part of the heads computes them.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        inner, kv_inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        bias = shape.bias != "none"
+        self.head_dim = shape.head_dim
+        self.grouped = shape.kv_heads != shape.heads
+        self.query = Linear(shape.hidden, inner, bias=bias)
+        self.key = Linear(shape.hidden, kv_inner, bias=bias)
+        self.value = Linear(shape.hidden, kv_inner, bias=bias)
+        self.query_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.key_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.output = Linear(inner, shape.hidden, bias=shape.bias == "all")
+
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        batch, seq, _ = x.shape  # (batch, seq, hidden)
+        q = self.query(x).view(batch, seq, -1, self.head_dim)  # (batch, seq, heads, head_dim)
+        k = self.key(x).view(batch, seq, -1, self.head_dim)
+        v = self.value(x).view(batch, seq, -1, self.head_dim)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if context.rope is not None:
+            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (batch, heads, seq, head_dim)
+        if cache is not None:
+            k, v = cache.append(k, v, context.start)
+        if context.causal and suits(q, k):
+            y = short_attention(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=context.mask, is_causal=context.causal, enable_gqa=self.grouped
+            )
+        return self.output(y.transpose(1, 2).reshape(batch, seq, -1))

@@ -1,0 +1,78 @@
+"""Cross entropy of a linear head, a chunk of tokens at a time: the logits of a whole batch never exist at once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from thrifty.model.layers import accumulation_dtype
+
+IGNORE = -100  # a target that does not count
+CHUNK_ROWS = 512  # at least so many tokens at once: enough for a full-rate matrix product
+CHUNK_BYTES = 2**24  # and as many more as keep a chunk's fp32 logits within 16 MiB, about a cache
+
+
+def chunk_rows(tokens: int, vocab: int) -> int:
+    """Tokens per chunk: the batch in equal parts of at most max(CHUNK_ROWS, CHUNK_BYTES of fp32 logits)."""
+    most = max(CHUNK_ROWS, CHUNK_BYTES // (4 * vocab))
+    parts = -(-tokens // most)
+    return -(-tokens // max(1, parts))
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum over tokens of -log softmax(x weight^T)[target]; the softmax is taken in fp32 (fp64 for fp64).
+
+    The sum is known to end in one number, so the gradients of x and weight are formed beside the loss while a chunk's
+    logits are at hand, and only scaled in the backward pass. Nothing of size tokens x vocab is kept or computed twice.
+
+    Args:
+        x: (tokens, hidden).
+        weight: (vocab, hidden), cast to the dtype of x.
+        targets: (tokens,); -100 counts nothing.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64).
+    """
+    rows = chunk_rows(x.shape[0], weight.shape[0])
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(x, weight, targets, rows)
+    w = weight.to(x.dtype)
+    pairs = zip(x.split(rows), targets.split(rows), strict=True)
+    return sum((_chunk_loss(part, w, goal)[0] for part, goal in pairs), torch.zeros((), device=x.device))
+
+
+def _chunk_loss(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of one chunk, and log softmax of its logits, (rows, vocab)."""
+    logits = F.linear(x, weight)
+    log_p = F.log_softmax(logits, dim=-1, dtype=accumulation_dtype(x.dtype))
+    return F.nll_loss(log_p, targets, reduction="sum", ignore_index=IGNORE), log_p
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+        w = weight.to(x.dtype)
+        wide = accumulation_dtype(x.dtype)
+        loss = torch.zeros((), dtype=wide, device=x.device)
+        grad_x = torch.empty_like(x)
+        grad_weight: Tensor | None = None
+        for begin in range(0, x.shape[0], rows):
+            part, goal = x[begin : begin + rows], targets[begin : begin + rows]
+            part_loss, log_p = _chunk_loss(part, w, goal)
+            loss += part_loss
+            # d loss / d logits = softmax - one hot, and zero where the target does not count.
+            counts = (goal != IGNORE)[:, None]
+            grad = log_p.exp_().scatter_add_(1, goal.clamp_min(0)[:, None], -counts.to(wide))
+            grad = grad.mul_(counts).to(x.dtype)
+            torch.mm(grad, w, out=grad_x[begin : begin + rows])
+            part_grad = grad.t() @ part
+            grad_weight = part_grad.to(wide) if grad_weight is None else grad_weight.add_(part_grad)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        # In place: a second copy of the head's gradient would be held at the peak. Autograd notices a second backward.
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x.mul_(grad), grad_weight.mul_(grad), None, None

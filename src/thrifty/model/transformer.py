@@ -1,0 +1,132 @@
+"""One dense decoder with switches, covering the GPT-2, Llama 2/3, Qwen 2/3 and Mistral families.
+
+What a block saves for its backward pass is listed in `docs/model.md`; the cost model counts it from there.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from thrifty.model.attention import Attention, Cache, Context, LayerCache, make_context
+from thrifty.model.initialise import initialise
+from thrifty.model.layers import Embedding, Linear, norm
+from thrifty.model.loss import linear_cross_entropy
+from thrifty.spec.job import ModelShape
+
+
+class GeluMLP(nn.Module):
+    """down(gelu(up(x))), tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        bias = shape.bias == "all"
+        self.up = Linear(shape.hidden, shape.ffn, bias=bias)
+        self.down = Linear(shape.ffn, shape.hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (batch, seq, hidden)
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class SwigluMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        bias = shape.bias == "all"
+        self.gate = Linear(shape.hidden, shape.ffn, bias=bias)
+        self.up = Linear(shape.hidden, shape.ffn, bias=bias)
+        self.down = Linear(shape.ffn, shape.hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (batch, seq, hidden)
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.attention_norm = norm(shape)
+        self.attention = Attention(shape)
+        self.mlp_norm = norm(shape)
+        self.mlp = SwigluMLP(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
+
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:  # (batch, seq, hidden)
+        x = x + self.attention(self.attention_norm(x), context, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """A decoder of one shape, ready to train; on the meta device it holds no values until `init_weights`.
+
+        with torch.device("meta"):
+            model = Transformer(shape, precision="bf16")
+        ...                                   # fully_shard(block) for each block, then fully_shard(model)
+        model.to_empty(device=device)
+        model.init_weights(seed)
+
+    Args:
+        precision: `bf16` keeps activations and does matrix products in bf16 and leaves the parameters as they are
+            (fp32 master weights); `fp32` computes in the dtype of the parameters, so that `model.double()` is exact.
+        recompute: keep only each block's input, and compute the block again in the backward pass.
+    """
+
+    def __init__(
+        self, shape: ModelShape, *, precision: Literal["fp32", "bf16"] = "fp32", recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.recompute = recompute
+        self.compute_dtype = torch.bfloat16 if precision == "bf16" else None  # None: that of the parameters
+        self.embed = Embedding(shape.vocab_size, shape.hidden)
+        self.positions = Embedding(shape.max_positions, shape.hidden) if shape.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = norm(shape)
+        self.head = None if shape.tied_embeddings else Linear(shape.hidden, shape.vocab_size, bias=False)
+        if self.embed.weight.device.type != "meta":
+            self.init_weights(0)
+
+    def init_weights(self, seed: int) -> None:
+        """Fills the parameters in place; the values depend on seed and name alone, whatever the sharding."""
+        initialise(self, seed)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits, or the loss when targets are given.
+
+        Args:
+            tokens: ids, (batch, seq).
+            targets: ids, (batch, seq); -100 counts nothing.
+            cache: tokens continue what it holds, and are added to it. Not for training.
+
+        Returns:
+            Logits (batch, seq, vocab) in the compute dtype; with targets the sum of the cross entropy in nats over
+            all targets but -100, in fp32 (fp64 for fp64).
+        """
+        x = self.trunk(tokens, cache)
+        weight = self.embed.weight if self.head is None else self.head.weight
+        if targets is not None:
+            return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())
+        return F.linear(x, weight.to(x.dtype)) if self.head is None else self.head(x)
+
+    def trunk(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """The last hidden states after the final norm, (batch, seq, hidden): what the head reads."""
+        seq = tokens.shape[1]
+        start = 0 if cache is None else cache.length
+        x = self.embed(tokens)  # (batch, seq, hidden)
+        x = x.to(self.compute_dtype or x.dtype)
+        if self.positions is not None:
+            x = x + self.positions.weight[start : start + seq].to(x.dtype)
+        context = make_context(self.shape, seq, start, x.dtype, x.device)
+        for index, block in enumerate(self.blocks):
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, context, None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.length += seq
+        return self.norm(x)

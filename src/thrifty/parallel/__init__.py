@@ -1,0 +1,1 @@
+"""Parallelism applied to an untouched model from outside."""

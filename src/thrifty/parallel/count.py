@@ -1,0 +1,125 @@
+"""Counts the collectives that this process really starts: kind, group, bytes, and the time they block.
+
+`torch.distributed`'s functions are wrapped while a `TrafficCounter` is entered, so whatever calls them (FSDP2, an
+optimizer, a hook) is seen. Bytes sent by one rank follow from the payload by the ring algorithm, which moves the least
+any algorithm can (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002), with n ranks:
+
+    all-gather of n shards of b bytes      (n - 1) b
+    reduce-scatter of an input of B bytes  (n - 1)/n B
+    all-reduce of B bytes                  2 (n - 1)/n B
+    broadcast of B bytes                   B (n - 1)/n, averaged over the ranks
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch.distributed as dist
+from torch import Tensor
+
+# name in torch.distributed -> (kind, keyword of the tensor that is sent, its position)
+_COLLECTIVES = {
+    "all_gather_into_tensor": ("all_gather", ("input_tensor", "input"), 1),
+    "all_gather_single": ("all_gather", ("input_tensor", "input"), 1),
+    "reduce_scatter_tensor": ("reduce_scatter", ("input", "input_tensor"), 1),
+    "reduce_scatter_single": ("reduce_scatter", ("input", "input_tensor"), 1),
+    "all_reduce": ("all_reduce", ("tensor",), 0),
+    "broadcast": ("broadcast", ("tensor",), 0),
+}
+
+
+def bytes_sent(kind: str, payload_bytes: float, ranks: int) -> float:
+    """Bytes that one of `ranks` sends for one collective; `payload_bytes` is the size of its input tensor."""
+    share = (ranks - 1) / ranks
+    return {"all_gather": ranks * share, "reduce_scatter": share, "all_reduce": 2 * share, "broadcast": share}[
+        kind
+    ] * payload_bytes
+
+
+class _TimedWork:
+    """Stands in for a Work handle and adds the time that `wait` blocks to the counter."""
+
+    def __init__(self, work: Any, counter: TrafficCounter) -> None:
+        self._work, self._counter = work, counter
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return self._work.wait(*args, **kwargs)
+        finally:
+            self._counter.blocked_seconds += time.perf_counter() - begin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+
+class TrafficCounter:
+    """Context manager that counts.
+
+    Attributes:
+        calls: (kind, ranks, payload bytes, link) -> how often.
+        link_bytes: bytes sent by this rank, by link.
+        blocked_seconds: wall time in which this rank waited inside collectives. On a GPU they run on streams of their
+            own and return at once; there this says nothing.
+    """
+
+    def __init__(self, link_of: Callable[[list[int]], str], ignore: Sequence[Any] = ()) -> None:
+        """Starts at zero.
+
+        Args:
+            link_of: the name of the slowest link between the given global ranks.
+            ignore: process groups whose messages steer a run and are no part of the training's traffic.
+        """
+        self.calls: Counter[tuple[str, int, int, str]] = Counter()
+        self.link_bytes: Counter[str] = Counter()
+        self.blocked_seconds = 0.0
+        self._link_of = link_of
+        self._ignore = [group for group in ignore if group is not None]
+        self._links: dict[int, tuple[int, str]] = {}
+        self._originals: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        for name, (kind, keywords, position) in _COLLECTIVES.items():
+            if hasattr(dist, name):
+                self._originals[name] = getattr(dist, name)
+                setattr(dist, name, self._wrap(self._originals[name], kind, keywords, position))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, original in self._originals.items():
+            setattr(dist, name, original)
+        self._originals.clear()
+
+    def _group(self, group: Any) -> tuple[int, str]:
+        key = id(group)
+        if key not in self._links:
+            ranks = dist.get_process_group_ranks(group) if group is not None else list(range(dist.get_world_size()))
+            self._links[key] = (len(ranks), self._link_of(ranks))
+        return self._links[key]
+
+    def _wrap(self, original: Any, kind: str, keywords: tuple[str, ...], position: int) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if any(kwargs.get("group") is group for group in self._ignore):
+                return original(*args, **kwargs)
+            tensor: Tensor = (
+                args[position] if len(args) > position else next(kwargs[k] for k in keywords if k in kwargs)
+            )
+            ranks, link = self._group(kwargs.get("group"))
+            payload = tensor.numel() * tensor.element_size()
+            if ranks > 1:
+                self.calls[kind, ranks, payload, link] += 1
+                self.link_bytes[link] += bytes_sent(kind, payload, ranks)
+            begin = time.perf_counter()
+            try:
+                work = original(*args, **kwargs)
+            finally:
+                self.blocked_seconds += time.perf_counter() - begin
+            return _TimedWork(work, self) if kwargs.get("async_op") and work is not None else work
+
+        return counted

@@ -1,0 +1,199 @@
+"""Starts the ranks of a run on this machine, or becomes one of them, and turns what goes wrong into one message.
+
+Under torchrun (RANK is set) the process is a rank already. One rank runs right here. Several are started through
+torch's elastic launcher, which picks a free port, watches them, and stops all when one dies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from thrifty.spec.bill import Bill
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.plan import Plan
+from thrifty.trainer.run_folder import RunFolder, finished_steps, write_atomically
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `train` was asked for besides the plan.
+
+    Attributes:
+        budget_usd: stop before the run has cost more, resumes included.
+        deadline_seconds: stop before this run has lasted longer.
+        follow: `tensorboard`, `wandb` or `trackio`: also send the metrics there.
+    """
+
+    resume: bool = False
+    budget_usd: float | None = None
+    deadline_seconds: float | None = None
+    follow: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The measured bill, and why the run stopped early (None when it is complete)."""
+
+    bill: Bill
+    stopped: str | None
+
+
+def run(plan: Plan, root: Path, options: Options, *, began: float | None = None) -> Outcome | None:
+    """Executes a plan in `root`.
+
+    Returns:
+        The outcome; None on a rank other than 0 of a torchrun that somebody else started.
+
+    Raises:
+        ThriftyError: bad input, or what stopped the run, with the last good checkpoint.
+    """
+    began = began or time.time()
+    folder = RunFolder(root)
+    in_torchrun = "RANK" in os.environ
+    if int(os.environ.get("RANK", 0)) == 0:
+        _check_folder(folder, options.resume)
+    if in_torchrun or plan.recipe.layout.ranks == 1:
+        return run_rank(plan, folder, options, began)
+    return _run_ranks(plan, folder, options, began)
+
+
+def _check_folder(folder: RunFolder, resume: bool) -> None:
+    if folder.metrics.exists() and not resume:
+        hint = "continue it with --resume, or give another --run-dir"
+        raise ThriftyError("this folder already holds a run", where=str(folder.root), hint=hint)
+    if resume and not folder.root.is_dir():
+        raise ThriftyError(
+            "there is no run to resume",
+            where=str(folder.root),
+            hint="give its folder with --run-dir, or start without --resume",
+        )
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThriftyError(
+            f"cannot be made: {error.strerror}", where=str(folder.root), hint="give another --run-dir"
+        ) from None
+
+
+def run_rank(plan: Plan, folder: RunFolder, options: Options, began: float) -> Outcome | None:
+    """Trains as one rank, in this process."""
+    from thrifty.trainer.allocator import keep_freed_memory
+    from thrifty.trainer.follow import open_follower
+    from thrifty.trainer.limits import Limits
+    from thrifty.trainer.loop import execute
+    from thrifty.trainer.record import Record
+    from thrifty.trainer.world import join
+
+    keep_freed_memory()
+    world = join(plan)
+    follower = open_follower(options.follow, folder.root, plan) if options.follow and world.rank == 0 else None
+    record = Record(folder, rank=world.rank, follow=follower)
+    try:
+        limits = Limits(options.budget_usd, options.deadline_seconds)
+        bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began)
+        record.finish(plan.predicted, bill)
+    finally:
+        record.close()
+    world.close()
+    return Outcome(bill, stopped) if world.rank == 0 else None
+
+
+def _run_ranks(plan: Plan, folder: RunFolder, options: Options, began: float) -> Outcome:
+    """Starts the plan's ranks here and waits for them."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from thrifty.planner.emit import write_plan
+
+    ranks = plan.recipe.layout.ranks
+    if ranks > plan.cluster.per_node:
+        raise ThriftyError(
+            f"the plan has {ranks} ranks, one machine of this cluster has {plan.cluster.per_node}",
+            where="recipe.layout",
+            hint=f"start it on every node: torchrun --nnodes {plan.cluster.nodes} --nproc-per-node {plan.cluster.per_node} -m thrifty train PLAN",
+        )
+    request, answer = folder.root / "launch.yaml", folder.root / "launch.json"
+    answer.unlink(missing_ok=True)
+    write_plan(plan, request)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # this function reports
+    logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        monitor_interval=0.1, run_id=str(os.getpid()),
+    )  # fmt: skip
+    # Several ranks share this machine's cores; torch's default of one pool per rank as wide as the machine would not.
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.cluster.devices_per_rank(ranks)))
+    arguments = [
+        "-m",
+        "thrifty.trainer.launch",
+        str(request),
+        str(folder.root),
+        repr(began),
+        json.dumps(asdict(options)),
+    ]
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        raise _explain(error.failures, folder, answer) from None
+    except SignalException:
+        pass  # the ranks have checkpointed and written their outcome
+    finally:
+        request.unlink(missing_ok=True)
+    content = _answer(answer)
+    if "bill" not in content:
+        raise ThriftyError("the ranks ended without a bill", where=str(folder.root), hint="continue with --resume")
+    return Outcome(Bill.model_validate(content["bill"]), content["stopped"])
+
+
+def _answer(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        path.unlink()
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _explain(failures: dict[int, Any], folder: RunFolder, answer: Path) -> ThriftyError:
+    """The message that a rank left behind, or which rank died of what."""
+    content = _answer(answer)
+    if "what" in content:
+        return ThriftyError(content["what"], where=content["where"], hint=content["hint"])
+    first = min(failures.values(), key=lambda failure: failure.timestamp)
+    rank = next(rank for rank, failure in failures.items() if failure is first)
+    how = f"was killed ({first.signal_name()})" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
+    steps = finished_steps(folder.checkpoints)
+    last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+    return ThriftyError(
+        f"rank {rank} {how}; the other ranks were stopped",
+        where=str(folder.root),
+        hint=f"{last}; continue with --resume",
+    )
+
+
+def _main(request: str, root: str, began: str, options: str) -> int:
+    """A rank that `_run_ranks` started: leaves its outcome, or its error, in launch.json."""
+    from thrifty.planner.emit import read_plan
+
+    answer = Path(root) / "launch.json"
+    try:
+        outcome = run_rank(read_plan(Path(request)), RunFolder(root), Options(**json.loads(options)), float(began))
+    except ThriftyError as error:
+        print_once = {"what": error.what, "where": error.where, "hint": error.hint}
+        write_atomically(answer, json.dumps(print_once))
+        return error.exit_code
+    if outcome is not None:
+        write_atomically(answer, json.dumps({"bill": outcome.bill.model_dump(mode="json"), "stopped": outcome.stopped}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,352 @@
+"""The training loop: executes a Plan on this rank, step by step, and bills it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty.data.loader import Samples
+from thrifty.data.prepare import Prepared, prepare
+from thrifty.optim.schedule import learning_rate
+from thrifty.parallel.count import TrafficCounter
+from thrifty.parallel.shard import release_gathered, set_last_microbatch
+from thrifty.spec.bill import Bill
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.plan import Plan
+from thrifty.trainer import checkpoint, memory
+from thrifty.trainer.build import Built, build
+from thrifty.trainer.checkpoint import Checkpoints
+from thrifty.trainer.clip import clip_gradients
+from thrifty.trainer.limits import Limits
+from thrifty.trainer.meter import Meter
+from thrifty.trainer.record import Record
+from thrifty.trainer.world import World
+
+IGNORED = -100  # target of a position that no loss is taken from
+
+
+@dataclass
+class Run:
+    """A run in progress on one rank: its parts, and what has been seen so far."""
+
+    plan: Plan
+    world: World
+    built: Built
+    train: Samples
+    val: Samples
+    meter: Meter
+    checkpoints: Checkpoints
+    record: Record
+    limits: Limits
+    step: int = 0
+    tokens: int = 0  # fed, padding included
+    evaluated_tokens: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    checkpoint_seconds: float = 0.0
+    loss: float | None = None  # last validation loss
+    tokens_in_loss: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+def execute(
+    plan: Plan, world: World, record: Record, *, resume: bool, limits: Limits, began: float, verify_data: bool = False
+) -> tuple[Bill, str | None]:
+    """Trains until the job is done or a limit is met.
+
+    Args:
+        record: writes the run folder and the progress line; silent on all ranks but 0.
+        began: when the run was started, seconds since the epoch.
+
+    Returns:
+        The measured bill, and why the run stopped early (None when it is complete).
+
+    Raises:
+        ThriftyError: the data does not fit the plan, a loss is not finite, or a checkpoint cannot be written or read.
+    """
+    with TrafficCounter(world.link_of, ignore=(world.control, world.writer)) as traffic, limits:
+        runtime_bytes = memory.resident_bytes()
+        prepared = _prepare(plan, world, record.note)
+        train, val = _samples(plan, prepared)
+        built = build(plan, world)
+        checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
+        base, paid_seconds, start = None, 0.0, 0
+        if resume:
+            base, paid_seconds, start = _restore(plan, world, built, checkpoints, record)
+        record.begin(plan, world, prepared, resumed_from=start if resume else None)
+        meter = Meter(plan, world, began, traffic, base, paid_seconds)
+        run = Run(plan, world, built, train, val, meter, checkpoints, record, limits, step=start)
+        run.memory["runtime"] = runtime_bytes
+        if base is not None:
+            for name in ("tokens", "evaluated_tokens", "loss", "tokens_in_loss"):
+                setattr(run, name, base[name])
+            run.step_seconds = record.step_seconds()
+        state_bytes = sum(p.numel() * 12 for p in built.model.parameters()) / world.size
+        run.checkpoint_seconds = 0.2 + state_bytes / 500e6  # until one is measured
+        stopped = _train(run)
+        return _bill(run), stopped
+
+
+def _prepare(plan: Plan, world: World, notify: Callable[[str], None]) -> Prepared:
+    """Tokenises once a node; the other ranks find the result in the cache."""
+    problem: ThriftyError | None = None
+    prepared = None
+    if world.local_rank == 0:
+        try:
+            prepared = prepare(plan.job.data, notify=notify)
+        except ThriftyError as error:
+            problem = error
+    problems = [p for p in world.gather(problem) if p is not None]
+    if problems:
+        raise problems[0]
+    return prepared or prepare(plan.job.data, notify=lambda _: None)
+
+
+def _samples(plan: Plan, prepared: Prepared) -> tuple[Samples, Samples]:
+    job, batch = plan.job, plan.recipe.batch
+    vocabulary = prepared.tokenizer.vocab_size
+    if vocabulary > job.model.vocab_size:
+        raise ThriftyError(
+            f"the tokenizer has {vocabulary} ids, the model's vocab_size is {job.model.vocab_size}",
+            where="job.model.vocab_size",
+            hint=f"plan again with --set job.model.vocab_size={vocabulary} (or auto)",
+        )
+    train = Samples(prepared, "train", job.sequence_length, job.seed)
+    train.require(batch.sequences)
+    return train, Samples(prepared, "val", job.sequence_length, job.seed)
+
+
+def _restore(
+    plan: Plan, world: World, built: Built, checkpoints: Checkpoints, record: Record
+) -> tuple[dict[str, Any] | None, float, int]:
+    """Loads the newest good checkpoint; returns its ledger, the seconds already paid for, and its step."""
+    found = checkpoints.latest(record.note)
+    paid = world.share(record.paid_seconds())
+    if found is None:
+        record.note("no checkpoint yet: starting from step 0")
+        record.truncate(0)
+        return None, paid, 0
+    step, progress = found
+    checkpoint.allocate_state(built.optimizer)
+    checkpoints.load(step, checkpoint.state(built.model, built.optimizer))
+    record.truncate(step)
+    record.note(f"resumed from step {step}")
+    return progress, paid, step
+
+
+def _train(run: Run) -> str | None:
+    """All steps that are left; returns why it stopped early, or None."""
+    plan, recipe = run.plan, run.plan.recipe
+    total = plan.total_steps
+    stopped: str | None = None
+    while run.step < total:
+        with run.meter.part("data"):
+            batches = _fetch(run)
+        reason = _wants_to_stop(run)
+        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches)
+        with run.meter.part("communication"):
+            targets_in_step, stop, busy = run.world.sum(local_count, reason is not None, run.checkpoints.busy)
+        if stop:
+            stopped = next(r for r in run.world.gather(reason) if r is not None)
+            break
+        if run.checkpoints.unfinished and not busy:
+            with run.meter.part("checkpoint"):
+                run.checkpoints.finish()
+        _step(run, batches, int(targets_in_step))
+        last = run.step == total
+        if last or (recipe.evaluation.every_steps and run.step % recipe.evaluation.every_steps == 0):
+            evaluate(run)
+            target = plan.job.target_loss
+            if target is not None and run.loss is not None and run.loss <= target and not last:
+                stopped = f"target loss {target} reached"
+                break
+        if not last and recipe.checkpoint.every_steps and run.step % recipe.checkpoint.every_steps == 0:
+            save(run, asynchronous=recipe.checkpoint.asynchronous)
+    if run.checkpoints.unfinished:
+        with run.meter.part("checkpoint"):
+            run.checkpoints.finish()
+    if run.step not in run.world.share(run.checkpoints.steps()):
+        save(run, asynchronous=False)
+    return stopped
+
+
+def _wants_to_stop(run: Run) -> str | None:
+    """This rank's reason to stop; money and time are rank 0's, so that one clock decides."""
+    if run.world.rank != 0:
+        return run.limits.signal_name
+    step_seconds = run.step_seconds[-1] if run.step_seconds else 0.0
+    return run.limits.reason(
+        usd=run.meter.usd(),
+        usd_per_second=run.meter.usd(1.0),
+        seconds=run.meter.seconds_now(),
+        ahead_seconds=1.2 * (step_seconds + run.checkpoint_seconds),
+    )
+
+
+def _fetch(run: Run) -> list[tuple[Tensor, Tensor, int]]:
+    """This rank's microbatches of the step: tokens, targets (micro, seq), and the index of the first sequence."""
+    batch, world = run.plan.recipe.batch, run.world
+    found = []
+    for i in range(run.plan.recipe.accumulation):
+        first = run.step * batch.sequences + (i * world.size + world.rank) * batch.micro_sequences
+        tokens, targets = run.train.batch(first, batch.micro_sequences)
+        found.append((_to(tokens, world), _to(targets, world), first))
+    return found
+
+
+def _to(array: Any, world: World) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if world.device.type == "cpu" else tensor.pin_memory().to(world.device, non_blocking=True)
+
+
+def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: int) -> None:
+    """One optimizer step. The loss is normalised by the targets of all ranks and microbatches together."""
+    begin = time.perf_counter()
+    recipe, model, optimizer = run.plan.recipe, run.built.model, run.built.optimizer
+    # FSDP averages gradients over ranks, so each rank's sum is scaled up by their number.
+    scale = run.world.size / max(1, targets_in_step)
+    losses = []
+    with run.meter.part("compute"):
+        for i, (tokens, targets, _) in enumerate(batches):
+            set_last_microbatch(model, i == len(batches) - 1)
+            loss = _forward(run, tokens, targets)
+            (loss * scale).backward()
+            losses.append(loss.detach())
+        values = torch.stack(losses).tolist()  # the one place where a GPU is waited for
+    with run.meter.part("communication"):
+        loss_sum, joules = run.world.sum(sum(values), run.meter.joules_of_rank())
+    run.meter.set_joules(joules)
+    if not math.isfinite(loss_sum):
+        _stop_on_non_finite(
+            run, [first for value, (_, _, first) in zip(values, batches, strict=True) if not math.isfinite(value)]
+        )
+    lr = learning_rate(recipe.schedule, recipe.optimizer.lr, run.step, run.plan.total_steps)
+    with run.meter.part("optimizer"):
+        norm = clip_gradients(list(model.parameters()), recipe.optimizer.clip_norm, run.built.shard_group)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        if "gradients" not in run.memory:
+            run.memory["gradients"] = memory.gradient_bytes(model)
+        optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    run.tokens += recipe.batch.sequences * run.plan.job.sequence_length
+    seconds = time.perf_counter() - begin
+    run.step_seconds.append(seconds)
+    _log(run, loss_sum / max(1, targets_in_step), lr, float(norm), seconds)
+
+
+def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropy over targets; the first one also counts what it keeps for the backward pass."""
+    if "activations" in run.memory:
+        return run.built.model(tokens, targets)
+    with memory.count_saved(run.built.model, run.plan.job.model.vocab_size) as saved:
+        loss = run.built.model(tokens, targets)
+    run.memory["activations"], run.memory["logits"] = saved.activation_bytes, saved.logit_bytes
+    return loss
+
+
+def _stop_on_non_finite(run: Run, bad: list[int]) -> None:
+    sequences = [first for firsts in run.world.gather(bad) for first in firsts]
+    steps = run.checkpoints.steps()
+    last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+    raise ThriftyError(
+        f"the loss is not finite at step {run.step + 1}, in the microbatch that begins at sequence {min(sequences)} of the sample order",
+        where=str(run.record.folder.root),
+        hint=f"{last}; continue from it with --resume and a lower --set recipe.optimizer.lr=..., or look at that batch",
+    )
+
+
+def _log(run: Run, loss: float, lr: float, norm: float, seconds: float) -> None:
+    if run.world.rank != 0:
+        return
+    rate = run.plan.recipe.batch.sequences * run.plan.job.sequence_length / seconds
+    row = {
+        "step": run.step, "split": "train", "loss": loss, "tokens": run.tokens, "seconds": run.meter.seconds(),
+        "step_seconds": seconds, "lr": lr, "grad_norm": norm, "tokens_per_second": rate, "mfu": run.meter.mfu(rate),
+        "usd": run.meter.usd(), "energy_joules": run.meter.energy_joules(),
+        "memory_bytes": memory.peak_bytes(run.world.device),
+    }  # fmt: skip
+    run.record.add(row)
+    run.record.show(row, (run.plan.total_steps - run.step) * _recent(run.step_seconds))
+
+
+def _recent(seconds: list[float]) -> float:
+    return sum(seconds[-20:]) / len(seconds[-20:])
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> None:
+    """Mean cross-entropy over the first validation sequences, the same ones on any number of ranks."""
+    batch, world = run.plan.recipe.batch.micro_sequences, run.world
+    count = min(run.plan.recipe.evaluation.sequences, len(run.val))
+    loss_sum, targets_seen = 0.0, 0
+    with run.meter.part("evaluation"):
+        for first in range(0, count, batch * world.size):
+            mine = first + world.rank * batch
+            here = max(0, min(batch, count - mine))
+            # Every rank runs every pass at full size, else sharded parameters could not be gathered; what is beyond
+            # the end is masked.
+            tokens, targets = run.val.batch(min(mine, count - 1), max(1, here))
+            padded = torch.zeros(batch, tokens.shape[1], dtype=torch.int64)
+            masked = torch.full_like(padded, IGNORED)
+            padded[: len(tokens)] = torch.from_numpy(tokens)
+            masked[:here] = torch.from_numpy(targets[:here])
+            loss_sum += run.built.model(padded.to(world.device), masked.to(world.device)).item()
+            targets_seen += int((masked != IGNORED).sum())
+        release_gathered(run.built.model)
+        loss_sum, counted = world.sum(loss_sum, targets_seen)
+    run.loss, run.tokens_in_loss = loss_sum / counted, int(counted)
+    run.evaluated_tokens += count * run.plan.job.sequence_length
+    if world.rank == 0:
+        run.record.add({
+            "step": run.step, "split": "val", "loss": run.loss, "tokens": run.tokens, "seconds": run.meter.seconds(),
+            "usd": run.meter.usd(), "energy_joules": run.meter.energy_joules(),
+        })  # fmt: skip
+        run.record.note(
+            f"step {run.step} validation loss {run.loss:.4f} nats/token ({run.loss / math.log(2):.3f} bits)"
+        )
+
+
+def save(run: Run, *, asynchronous: bool) -> None:
+    """Checkpoints this step, with the ledger so far."""
+    begin = time.perf_counter()
+    with run.meter.part("checkpoint"):
+        progress = run.meter.ledger() | {
+            "step": run.step, "tokens": run.tokens, "evaluated_tokens": run.evaluated_tokens, "loss": run.loss,
+            "tokens_in_loss": run.tokens_in_loss, "plan": run.plan.hash,
+        }  # fmt: skip
+        if not run.built.optimizer.state:
+            checkpoint.allocate_state(run.built.optimizer)
+        run.checkpoints.save(
+            run.step, checkpoint.state(run.built.model, run.built.optimizer), progress, asynchronous=asynchronous
+        )
+    run.checkpoint_seconds = time.perf_counter() - begin
+
+
+def _bill(run: Run) -> Bill:
+    """The measured bill, the same on every rank."""
+    model, world = run.built.model, run.world
+    run.memory["parameters"] = memory.parameter_bytes(model)
+    run.memory["optimizer"] = memory.optimizer_bytes(run.built.optimizer)
+    peak = memory.peak_bytes(world.device)
+    terms = ("parameters", "gradients", "optimizer", "activations", "logits", "runtime")
+    # What is left of the peak is gathered parameters, reduce buffers and allocator slack; one rank gathers nothing.
+    run.memory["communication"] = max(0.0, peak - sum(run.memory.get(t, 0) for t in terms)) if world.size > 1 else 0.0
+    names = sorted({*terms, "communication"})
+    *largest, peak_bytes = world.max(*(run.memory.get(name, 0.0) for name in names), peak)
+    return run.meter.bill(
+        steps=max(1, run.step),
+        tokens=run.tokens,
+        step_seconds=run.step_seconds,
+        evaluated_tokens=run.evaluated_tokens,
+        memory=dict(zip(names, largest, strict=True)),
+        peak_bytes=peak_bytes,
+        loss=run.loss,
+        tokens_in_loss=run.tokens_in_loss,
+    )

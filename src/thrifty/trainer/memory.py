@@ -1,0 +1,82 @@
+"""What memory really holds: parameters, gradients and optimizer state to the byte, saved activations, the peak."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _bytes(tensors: Iterator[Tensor]) -> int:
+    """Bytes of this rank's part of each tensor, each storage once."""
+    sizes = {}
+    for tensor in map(_local, tensors):
+        sizes[tensor.data_ptr() if tensor.numel() else id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(sizes.values())
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of this rank's parameters."""
+    return _bytes(iter(model.parameters()))
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    """Bytes of this rank's gradients, where there are any now."""
+    return _bytes(p.grad for p in model.parameters() if p.grad is not None)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of this rank's optimizer state."""
+    return _bytes(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+
+@dataclass
+class Saved:
+    """Bytes that a forward pass kept for the backward pass, with and without those as wide as the vocabulary."""
+
+    activation_bytes: int = 0
+    logit_bytes: int = 0
+
+
+@contextmanager
+def count_saved(model: nn.Module, vocab_size: int) -> Iterator[Saved]:
+    """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out."""
+    found, seen = Saved(), set()
+    weights = {shape for p in model.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key = (storage.data_ptr(), storage.nbytes())
+        if key not in seen and tensor.numel() and tuple(tensor.shape) not in weights:
+            seen.add(key)
+            if tensor.dim() > 1 and tensor.shape[-1] == vocab_size:
+                found.logit_bytes += storage.nbytes()
+            else:
+                found.activation_bytes += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process ever held: the CUDA allocator's reserved peak, or the peak resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,117 @@
+"""This process among the ranks: its numbers, its device, and the few exchanges that steer a run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.plan import Plan
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank of a run. With one rank there is no process group at all."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+    control: Any = None  # gloo group for the steering messages, so that they never queue behind gradients
+    writer: Any = None  # gloo group for checkpoints, which may be written while training goes on
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all ranks, in float64, which is exact for counts below 2^53."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, *values: float) -> list[float]:
+        """Each value's largest over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: tuple[float, ...], op: Any) -> list[float]:
+        if self.size == 1:
+            return list(values)
+        message = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(message, op=op, group=self.control)
+        return message.tolist()
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.control)
+        return box
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+    def link_of(self, ranks: list[int]) -> str:
+        """Slowest link between ranks, which are placed node by node in rank order."""
+        nodes = {rank // self.local_size for rank in ranks}
+        return "intra_node" if len(nodes) == 1 else "inter_node"
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(plan: Plan) -> World:
+    """Reads torchrun's environment (RANK, WORLD_SIZE, ...), picks the device and opens the process group.
+
+    Raises:
+        ThriftyError: the number of processes or the kind of device is not what the plan says, or the port is taken.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    if size != plan.recipe.layout.ranks:
+        raise ThriftyError(
+            f"the plan is for {plan.recipe.layout.ranks} ranks, but {size} were started",
+            where="recipe.layout",
+            hint=f"start {plan.recipe.layout.ranks} processes (--nproc), or plan again with --set recipe.layout.shard={size}",
+        )
+    device = _device(plan, local_rank)
+    if device.type == "cpu":
+        torch.set_num_threads(plan.cluster.devices_per_rank(size))
+    if size == 1:
+        return World(0, 1, 0, 1, device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    except dist.DistNetworkError as error:
+        port = os.environ.get("MASTER_PORT", "?")
+        busy = "EADDRINUSE" in str(error) or "in use" in str(error)
+        what = f"port {port} is in use" if busy else f"the ranks could not connect: {str(error).splitlines()[0]}"
+        hint = "free it or choose another: torchrun --master-port N, or let `thrifty train --nproc` pick one"
+        raise ThriftyError(what, where=f"{os.environ.get('MASTER_ADDR', 'localhost')}:{port}", hint=hint) from None
+    control, writer = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+    return World(rank, size, local_rank, local_size, device, control, writer)
+
+
+def _device(plan: Plan, local_rank: int) -> torch.device:
+    chip = plan.cluster.accelerator
+    if chip.kind == "cpu":
+        return torch.device("cpu")
+    if chip.kind == "gpu" and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    raise ThriftyError(
+        f"the plan is for {chip.name}, and this machine has {'no GPU that torch can use' if chip.kind == 'gpu' else 'none'}",
+        where="cluster.accelerator",
+        hint="run it on that cluster, or plan for this machine: thrifty plan JOB --on local",
+    )
