@@ -145,9 +145,13 @@ def test_a_full_disk_is_told_and_loses_nothing(small_disk: Path, asynchronous: b
     saved = Checkpoints(small_disk, ALONE, keep=5)
     saved.save(10, state(model, optimizer), {"step": 10})
     large = torch.nn.Linear(300, 300)
-    with pytest.raises(ThriftyError, match="disk is full") as caught:
+
+    def save_and_finish() -> None:
         saved.save(20, state(large, torch.optim.AdamW(large.parameters())), {}, asynchronous=asynchronous)
         saved.finish()
+
+    with pytest.raises(ThriftyError, match="disk is full") as caught:
+        save_and_finish()
     assert "the last good checkpoint is step 10" in caught.value.hint
     assert check(small_disk / "step-00000010") is None
     assert not list(small_disk.glob("*.part"))

@@ -64,16 +64,18 @@ def _lines(parts: dict[str, bool], machine: dict[str, Any] | None) -> list[str]:
     lines = []
     if machine is not None:
         rates = ", ".join(f"{name} {show(rate, 'FLOP/s')}" for name, rate in machine["flops"].items())
-        devices = "GPU" if machine["kind"] == "gpu" else "core"
+        found = machine
+        devices = f"{found['devices']} {'GPU' if found['kind'] == 'gpu' else 'core'}{'s' * (found['devices'] > 1)}"
         lines += [
-            f"{machine['name']}: {machine['devices']} {devices}{'s' * (machine['devices'] > 1)}, {show(machine['memory_bytes'], 'byte')} each",
-            f"  matrix products  {rates} (measured {machine['date']}; the whole machine)",
-            f"  memory           {show(machine['memory_bytes_per_s'], 'byte/s')} copying; one small operation {show(machine['op_seconds'], 's')}",
-            f"  energy           {machine['energy_method']}",
-            f"  disk here        {show(machine['free_disk_bytes'], 'byte')} free; cache in {machine['cache_folder']}",
+            f"{found['name']}: {devices}, {show(found['memory_bytes'], 'byte')} each",
+            f"  matrix products  {rates} (measured {found['date']}; the whole machine)",
+            f"  memory           copies {show(found['memory_bytes_per_s'], 'byte/s')}",
+            f"  one operation    {show(found['op_seconds'], 's')}",
+            f"  energy           {found['energy_method']}",
+            f"  disk here        {show(found['free_disk_bytes'], 'byte')} free; cache in {found['cache_folder']}",
         ]
-        if machine["flops"]["bf16"] < 1.3 * machine["flops"]["fp32"]:
-            lines.append("  note             bf16 is hardly faster than fp32 here; plans will say so and pick fp32")
+        if found["flops"]["bf16"] < 1.3 * found["flops"]["fp32"]:
+            lines.append("  note             bf16 is hardly faster than fp32 here")
     for name, there in parts.items():
         purpose, install = _PARTS[name]
         lines.append(f"  {'ok     ' if there else 'missing'}  {name:13} {purpose}{'' if there else f': {install}'}")

@@ -118,9 +118,8 @@ def _microbatch(plan: Plan | None, ranks: int) -> list[str]:
             hint=f"use a divisor of {batch.sequences}; changing the batch would change the training",
         )
     share = batch.sequences // ranks
-    return [
-        f"recipe.batch.micro_sequences={max(m for m in range(1, min(share, batch.micro_sequences) + 1) if share % m == 0)}"
-    ]
+    micro = max(m for m in range(1, min(share, batch.micro_sequences) + 1) if share % m == 0)
+    return [f"recipe.batch.micro_sequences={micro}"]
 
 
 def _check_same_training(before: Plan | None, after: Plan, resume: bool) -> None:
@@ -147,9 +146,9 @@ def _say(text: str) -> None:
 
 
 def _before(plan: Plan, root: Path) -> str:
-    bill, layout = plan.predicted, plan.recipe.layout
+    bill, ranks = plan.predicted, plan.recipe.layout.ranks
     return (
-        f"{plan.job.name}: {plan.total_steps} steps on {layout.ranks} rank{'s' * (layout.ranks > 1)} of {plan.cluster.name}, "
+        f"{plan.job.name}: {plan.total_steps} steps on {ranks} rank{'s' * (ranks > 1)} of {plan.cluster.name}, "
         f"predicted {bill.seconds}, {bill.usd}, {bill.energy}; run folder {root}"
     )
 

@@ -52,7 +52,9 @@ def scale_of(cost: str, most: float) -> Scale:
     unit = words.COST_UNITS[cost]
     if unit == "s":
         factor, short = next(
-            (f, s) for f, s in ((86400, "days"), (3600, "h"), (60, "min"), (1, "s")) if most >= 2 * f or f == 1
+            (f, s)
+            for f, s in ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+            if most >= 2 * f or f == 1.0
         )
         return Scale(factor, f"{name} ({short})", ",~f")
     if unit == "J":
@@ -66,7 +68,7 @@ def scale_of(cost: str, most: float) -> Scale:
 
 def loss_chart(
     cost: str, rows: Records, colours: dict[str, str], levels: Sequence[Level] = (), marks: Records | None = None
-) -> alt.LayerChart:
+) -> alt.TopLevelMixin:
     """Loss against one cost: training thin, validation strong, targets and predictions as lines.
 
     Args:
@@ -142,7 +144,7 @@ def _lines(levels: Sequence[Level]) -> list[alt.Chart]:
 
 def parts_chart(
     sides: Sequence[str], colours: Sequence[str], parts: Sequence[str], most_seconds: float
-) -> alt.LayerChart:
+) -> alt.TopLevelMixin:
     """Seconds by part as paired bars; data set `rows`: `{"side", "part", "seconds", "share"}`."""
     scale = scale_of("seconds", most_seconds)
     base = (
@@ -171,7 +173,7 @@ def parts_chart(
 
 def memory_chart(
     terms: dict[str, str], sides: Sequence[str], peaks: Records, capacity: float | None, most_bytes: float
-) -> alt.LayerChart:
+) -> alt.TopLevelMixin:
     """Memory by term as stacked bars with a tick at each peak; data set `rows`: `{"side", "term", "bytes"}`.
 
     Args:
@@ -180,7 +182,7 @@ def memory_chart(
         capacity: what the device holds, in bytes; drawn when it is near enough not to flatten the bars.
     """
     factor, unit = next(
-        (f, u) for f, u in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (1, "B")) if most_bytes >= f or f == 1
+        (f, u) for f, u in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (1, "B")) if most_bytes >= f or f == 1.0
     )
     x = alt.X(
         "x:Q", title=f"bytes of the fullest rank ({unit})", stack="zero", axis=alt.Axis(format=",~f", tickCount=5)
@@ -217,7 +219,7 @@ def memory_chart(
     )
 
 
-def ratio_chart(rows_: Records, title: str, reference: str) -> alt.LayerChart:
+def ratio_chart(rows_: Records, title: str, reference: str) -> alt.TopLevelMixin:
     """Ratios on a log axis around 1; data set `rows`: `{"term", "ratio", "low", "high", "verdict", "text", ...}`.
 
     `low` and `high` are the interval of the left side over its value, null where none is known.

@@ -196,25 +196,15 @@ def _memory(sides: Sequence[tuple[str, Bill, str]], capacity: float | None) -> D
         for order, term in enumerate(terms):
             if term in bill.memory:
                 figure = bill.memory[term]
-                rows.append(
-                    {
-                        "side": name,
-                        "term": term,
-                        "bytes": charts.finite(figure.value),
-                        "order": order,
-                        "text": str(figure),
-                    }
-                )
-    peaks = [{"side": name, "bytes": bill.peak_memory.value, "text": str(bill.peak_memory)} for name, bill, _ in sides]
-    longest = max(
-        [
-            *(sum(row["bytes"] for row in rows if row["side"] == name) for name, _, _ in sides),
-            *(peak["bytes"] for peak in peaks),
-            1.0,
-        ]
-    )
+                row = {"side": name, "term": term, "bytes": charts.finite(figure.value)}
+                rows.append(row | {"order": order, "text": str(figure)})
+    peaks: Records = [
+        {"side": name, "bytes": bill.peak_memory.value, "text": str(bill.peak_memory)} for name, bill, _ in sides
+    ]
+    sums = [sum(row["bytes"] for row in rows if row["side"] == name) for name, _, _ in sides]
+    longest = max(1.0, *sums, *(peak["bytes"] for peak in peaks))
     marks = " · ".join(f"{peak['side']} {peak['text']}" for peak in peaks)
-    caption = f"The mark is the peak ({marks}), below the sum where terms peak at different times."
+    caption = f"The mark is the peak ({marks}); it lies off the sum where terms peak at different times."
     if capacity:
         share = max(peak["bytes"] for peak in peaks) / capacity
         caption += f" A rank may use {words.value(capacity, 'byte')}; the highest peak is {100 * share:.3g}% of it."

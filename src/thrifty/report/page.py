@@ -84,7 +84,7 @@ def write_page(text: str, path: Path) -> None:
 def _vega() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as base64 of gzip, less than half their size; `page.js` unpacks them."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    source = vl_convert.javascript_bundle(vl_version=version)
+    source = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     packed = base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode()
     return Markup(f'<script type="text/plain" id="vega">{packed}</script>')
 

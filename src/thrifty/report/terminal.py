@@ -16,6 +16,7 @@ from thrifty.report.compare import Comparison, Line, bill_lines
 from thrifty.report.ledger import COSTS, Ledger
 
 WIDTH = 100
+_VERDICTS = {True: Text("inside", style="green"), False: Text("outside", style="yellow"), None: Text("")}
 
 
 def console() -> Console:
@@ -46,10 +47,7 @@ def bill_table(out: Console, lines: Sequence[Line]) -> Table:
             words.show(line.right, line.term),
             words.difference(line.difference, line.unit, line.term),
             words.times(line.ratio),
-            Text(
-                {True: "inside", False: "outside", None: ""}[line.inside],
-                style={True: "green", False: "yellow"}.get(line.inside, ""),
-            ),
+            _VERDICTS[line.inside],
             " / ".join(side.provenance if side else "–" for side in (line.left, line.right)),
         )
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from thrifty.spec.figure import (
     BytesFigure,
@@ -36,7 +36,7 @@ class Accelerator(Noun):
     name: str
     kind: Literal["gpu", "tpu", "cpu"]
     peak_flops: dict[str, FlopsFigure]
-    achievable_flops: dict[str, FlopsFigure] = {}
+    achievable_flops: dict[str, FlopsFigure] = Field(default={})
     memory: BytesFigure
     memory_bandwidth: BytesPerSecondFigure
     idle_watts: WattsFigure

@@ -149,8 +149,9 @@ class Recipe(Noun):
         together = self.batch.micro_sequences * self.layout.data_ranks
         if self.batch.sequences % together:
             lower = max(together, self.batch.sequences // together * together)
+            micro = self.batch.micro_sequences
             raise ValueError(
-                f"batch.sequences {self.batch.sequences} is not a multiple of micro_sequences {self.batch.micro_sequences} "
+                f"batch.sequences {self.batch.sequences} is not a multiple of micro_sequences {micro} "
                 f"x {self.layout.data_ranks} data ranks = {together}; use {lower} or {lower + together}"
             )
         return self

@@ -98,9 +98,8 @@ def _factor(unit: str, kind: str, spellings: dict[str, float], example: str) -> 
         return spellings[unit]
     other = [name for name, (_, known) in KINDS.items() if unit in known]
     if other and kind not in other:
-        raise ValueError(
-            f"unit {unit!r} measures {other[0].replace('_', ' ')}, not {kind.replace('_', ' ')}; write for example {example!r}"
-        )
+        measures, wanted = other[0].replace("_", " "), kind.replace("_", " ")
+        raise ValueError(f"unit {unit!r} measures {measures}, not {wanted}; write for example {example!r}")
     raise ValueError(
         f"unknown unit {unit!r} for {kind.replace('_', ' ')}; {did_you_mean(unit, spellings)} For example {example!r}"
     )
@@ -122,7 +121,10 @@ _SI = [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
 def show(value: float, unit: str) -> str:
-    """A figure for people: three significant digits and a fitting prefix. `unit` is a base unit of `KINDS`, or `J`, `g`."""
+    """A figure for people: three significant digits and a fitting prefix.
+
+    `unit` is a base unit of `KINDS`, or `J`, `g`.
+    """
     if unit == "byte":
         return _scaled(value, [(2.0**40, " TiB"), (2.0**30, " GiB"), (2.0**20, " MiB"), (2.0**10, " KiB"), (1.0, " B")])
     if unit == "byte/s":

@@ -114,11 +114,12 @@ def _run_ranks(plan: Plan, folder: RunFolder, options: Options, began: float) ->
     from thrifty.planner.emit import write_plan
 
     ranks = plan.recipe.layout.ranks
-    if ranks > plan.cluster.per_node:
+    nodes, per_node = plan.cluster.nodes, plan.cluster.per_node
+    if ranks > per_node:
         raise ThriftyError(
-            f"the plan has {ranks} ranks, one machine of this cluster has {plan.cluster.per_node}",
+            f"the plan has {ranks} ranks, one machine of this cluster has {per_node}",
             where="recipe.layout",
-            hint=f"start it on every node: torchrun --nnodes {plan.cluster.nodes} --nproc-per-node {plan.cluster.per_node} -m thrifty train PLAN",
+            hint=f"on every node: torchrun --nnodes {nodes} --nproc-per-node {per_node} -m thrifty train PLAN",
         )
     request, answer = folder.root / "launch.yaml", folder.root / "launch.json"
     answer.unlink(missing_ok=True)
@@ -126,8 +127,8 @@ def _run_ranks(plan: Plan, folder: RunFolder, options: Options, began: float) ->
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # this function reports
     logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        monitor_interval=0.1, run_id=str(os.getpid()),
+        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, monitor_interval=0.1, run_id=str(os.getpid()),
     )  # fmt: skip
     # Several ranks share this machine's cores; torch's default of one pool per rank as wide as the machine would not.
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.cluster.devices_per_rank(ranks)))

@@ -256,7 +256,8 @@ def _stop_on_non_finite(run: Run, bad: list[int]) -> None:
     steps = run.checkpoints.steps()
     last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
     raise ThriftyError(
-        f"the loss is not finite at step {run.step + 1}, in the microbatch that begins at sequence {min(sequences)} of the sample order",
+        f"the loss is not finite at step {run.step + 1}, "
+        f"in the microbatch that begins at sequence {min(sequences)} of the sample order",
         where=str(run.record.folder.root),
         hint=f"{last}; continue from it with --resume and a lower --set recipe.optimizer.lr=..., or look at that batch",
     )

@@ -151,6 +151,7 @@ class Meter:
         energy_kind: Any = reading.provenance
         how = f"{reading.method}, plus hosts {cluster.host_watts} a device, x PUE {cluster.pue.value:g}"
         clock, counted = "wall clock", "counted"
+        peak_kind = "measured" if cluster.accelerator.kind == "cpu" else "catalogued"
         return Bill(
             maker="measured",
             seconds=measured(seconds, "s", "wall clock, start-up to bill, over all resumes"),
@@ -163,11 +164,7 @@ class Meter:
             hardware_flops=measured(
                 executed, "FLOP", "formula x counted tokens, recomputation and evaluation included"
             ),
-            mfu=measured(
-                self.mfu(rate),
-                "1",
-                f"against the {'measured' if cluster.accelerator.kind == 'cpu' else 'catalogued'} {plan.recipe.precision} peak",
-            ),
+            mfu=measured(self.mfu(rate), "1", f"against the {peak_kind} {plan.recipe.precision} peak"),
             memory={name: measured(value, "byte", "fullest rank") for name, value in memory.items()},
             peak_memory=measured(
                 peak_bytes,

@@ -129,7 +129,8 @@ def _this_run(world: World, resumed_from: int | None) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "resumed_from_step": resumed_from, "ranks": world.size,
         "python": platform.python_version(), "system": platform.platform(), "processor": cpu_name(), "gpu": gpu,
-        "threads": torch.get_num_threads(), "packages": {name: _version(name) for name in _PACKAGES}, "git": _git_commit(),
+        "threads": torch.get_num_threads(), "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_commit(),
     }  # fmt: skip
 
 

@@ -79,11 +79,12 @@ def join(plan: Plan) -> World:
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    if size != plan.recipe.layout.ranks:
+    ranks = plan.recipe.layout.ranks
+    if size != ranks:
         raise ThriftyError(
-            f"the plan is for {plan.recipe.layout.ranks} ranks, but {size} were started",
+            f"the plan is for {ranks} ranks, but {size} were started",
             where="recipe.layout",
-            hint=f"start {plan.recipe.layout.ranks} processes (--nproc), or plan again with --set recipe.layout.shard={size}",
+            hint=f"start {ranks} processes (--nproc), or plan again with --set recipe.layout.shard={size}",
         )
     device = _device(plan, local_rank)
     if device.type == "cpu":
@@ -110,8 +111,9 @@ def _device(plan: Plan, local_rank: int) -> torch.device:
     if chip.kind == "gpu" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
+    there = "no GPU that torch can use" if chip.kind == "gpu" else "none"
     raise ThriftyError(
-        f"the plan is for {chip.name}, and this machine has {'no GPU that torch can use' if chip.kind == 'gpu' else 'none'}",
+        f"the plan is for {chip.name}, and this machine has {there}",
         where="cluster.accelerator",
         hint="run it on that cluster, or plan for this machine: thrifty plan JOB --on local",
     )
