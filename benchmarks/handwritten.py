@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         "tokens_per_second": batch * block / median,
         "step_seconds": median,
         "val_loss": final,
-        "train_loss": float(loss),
+        "train_loss": float(loss.detach()),
     }
 
 

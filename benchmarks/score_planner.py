@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.catalog import lookup
+from thrifty.cost.compute import rank_of
 from thrifty.cost.flops import model_flops_per_token
 from thrifty.cost.memory import memory
-from thrifty.cost.step import rank_of, step_seconds
+from thrifty.cost.step import step_seconds
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.load import build

@@ -124,12 +124,18 @@ def test_headlines(make_run) -> None:
     assert "Measured" not in summary.subline(short)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "text"),
-    [(1.0, "no more money"), (0.87, "13% less money"), (2.4, "140% more money"), (0.001, "99.9% less money")],
-)
-def test_more_or_less(ratio: float, text: str) -> None:
-    assert words.more_or_less(ratio, "money") == text
+def test_b_by_the_measure_of_a_in_words() -> None:
+    assert words.needs([(0.87, "money"), (1.0, "time")]) == "13% less money and no more time than A"
+    assert words.needs([(1.24, "money"), (0.001, "time")]) == "24% more money and 99.90% less time than A"
+    assert words.needs([(5.24, "money"), (0.9, "time")]) == "5.24x the money and 0.9x the time of A"
+
+
+def test_intervals_name_a_shared_unit_once() -> None:
+    assert words.interval(modelled(3.0, "s", low=2.5, high=30.0)) == "2.5 to 30 s"
+    assert words.interval(modelled(100.0, "s", low=90.0, high=150.0)) == "90 s to 2.5 min"
+    assert words.interval(modelled(1.0, "usd", low=0.5, high=2.0)) == "$0.50 to $2.00"
+    assert words.interval(modelled(0.4, "1", low=0.3, high=0.5), "mfu") == "30% to 50%"
+    assert words.interval(modelled(3.0, "s")) == ""
 
 
 def test_ratios_in_words() -> None:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from thrifty.cost import constants
+from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Recipe
-
-_BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
     held = counts(job.model, recipe.layout.shard)
     tokens = recipe.batch.micro_sequences * job.sequence_length
-    element = _BYTES[recipe.precision]
+    element = ELEMENT_BYTES[recipe.precision]
     kept = activation_bytes(job.model, tokens, element, recipe.recompute)
     # With recomputation one block at a time is there in full; in either case so are its own gradients.
     block = block_activation_bytes(job.model, element) * tokens if recipe.recompute == "full" else 0
@@ -145,7 +144,7 @@ def _moments(held: Counts, recipe: Recipe, element: int) -> _Moments:
         casts = float(element * held.layers * held.matrices) if element == 2 else 0.0
         now = chunk if element == 2 else 0.0
         return _Moments(loss=casts + head + chunk + now, block=casts + head, end=0.0, buffers=0.0)
-    exchange = _BYTES[recipe.exchange.dtype]
+    exchange = ELEMENT_BYTES[recipe.exchange.dtype]
     alive = min(2, held.layers) if recipe.layout.reshard_after_forward else held.layers
     gathered = float(element * (held.root + alive * held.block))
     loss = gathered + head + chunk

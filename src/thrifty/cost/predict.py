@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from thrifty.cost import constants, energy, flops
+from thrifty.cost.compute import rank_of
 from thrifty.cost.memory import Memory
 from thrifty.cost.params import total_parameters
 from thrifty.cost.run import Run, estimate, evaluation_batches, evaluations
-from thrifty.cost.step import rank_of
 from thrifty.cost.traffic import LINKS, collectives, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
 from thrifty.spec.bill import Bill

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.params import counts
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import ModelShape
@@ -17,7 +18,6 @@ from thrifty.spec.recipe import Layout, Recipe
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce"]
 LINKS = ("intra_node", "inter_node", "inter_island")
-_BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _collectives(
     shape: ModelShape, layout: Layout, accumulation: int, precision: str, exchange: str, shard_hop: Hop, island_hop: Hop
 ) -> tuple[Collective, ...]:
     held, n = counts(shape, layout.shard), layout.shard
-    compute, reduced = _BYTES[precision], _BYTES[exchange]
+    compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange]
     found: list[Collective] = []
 
     def add(kind: Kind, unit: str, phase: str, payload: float, count: int, ring: Hop, group: int) -> None:

@@ -21,6 +21,7 @@ class Work:
 
     Attributes:
         products: matrix products (m, n, k).
+        repeats: how often each of them is done.
         attention_flops: of fused attention.
         gelus: elements that pass through a GELU, forward or backward.
         moved_bytes: read and written by elementwise operations.
@@ -28,6 +29,7 @@ class Work:
     """
 
     products: tuple[Product, ...]
+    repeats: int
     attention_flops: float
     gelus: float
     moved_bytes: float
@@ -67,6 +69,7 @@ def block_forward(shape: ModelShape, tokens: int, sequence_length: int, element:
     moved += inner * element * shape.ffn
     return Work(
         products=tuple((tokens, rows, columns) for rows, columns in linear_layers(shape)),
+        repeats=1,
         attention_flops=tokens * attention_forward_flops(shape, sequence_length),
         gelus=tokens * shape.ffn if shape.mlp == "gelu" else 0.0,
         moved_bytes=tokens * moved,
@@ -96,6 +99,7 @@ def block_backward(shape: ModelShape, tokens: int, sequence_length: int, element
     by_weight = tuple((rows, columns, tokens) for rows, columns in layers)
     return Work(
         products=by_input + by_weight,
+        repeats=1,
         attention_flops=constants.ATTENTION_BACKWARD * tokens * attention_forward_flops(shape, sequence_length),
         gelus=tokens * shape.ffn if shape.mlp == "gelu" else 0.0,
         moved_bytes=tokens * moved,
@@ -109,13 +113,15 @@ def head(shape: ModelShape, tokens: int, element: int, fused_norm: bool) -> Work
     A chunk's logits are read into an fp32 log-softmax, picked from, turned into their gradient and cast back.
     """
     width, vocab, norm = shape.hidden, shape.vocab_size, _norm(shape, element, fused_norm)
-    chunks = -(-tokens // chunk_rows(tokens, vocab))
+    rows = chunk_rows(tokens, vocab)
+    chunks = -(-tokens // rows)
     logits = element + 4 + 8 + 8 + 4 + element
     weight = (12 if chunks > 1 else 4) * vocab * width * chunks  # its gradient in fp32, added up over the chunks
     lookup = 12 * vocab * width  # the embedding's dense gradient: zeros, and added to the head's or the microbatch's
     moved = tokens * (logits * vocab + (norm.forward_bytes + norm.backward_bytes) * width)
     return Work(
-        products=((tokens, vocab, width), (tokens, width, vocab), (vocab, width, tokens)),
+        products=((rows, vocab, width), (rows, width, vocab), (vocab, width, rows)),
+        repeats=chunks,
         attention_flops=0.0,
         gelus=0.0,
         moved_bytes=float(moved + weight + lookup),
@@ -126,9 +132,11 @@ def head(shape: ModelShape, tokens: int, element: int, fused_norm: bool) -> Work
 def head_forward(shape: ModelShape, tokens: int, element: int, fused_norm: bool) -> Work:
     """The same without gradients, as in an evaluation."""
     norm = _norm(shape, element, fused_norm)
-    chunks = -(-tokens // chunk_rows(tokens, shape.vocab_size))
+    rows = chunk_rows(tokens, shape.vocab_size)
+    chunks = -(-tokens // rows)
     return Work(
-        products=((tokens, shape.vocab_size, shape.hidden),),
+        products=((rows, shape.vocab_size, shape.hidden),),
+        repeats=chunks,
         attention_flops=0.0,
         gelus=0.0,
         moved_bytes=float(tokens * ((element + 4 + 8) * shape.vocab_size + norm.forward_bytes * shape.hidden)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 BATCH_FACTOR, BATCH_EXPONENT = 0.2920, 0.3271
 LR_FACTOR, LR_EXPONENT = 0.3118, -0.1250
-SOURCE = "DeepSeek LLM 2024, arXiv:2401.02954"
+SOURCE = "DeepSeek, arXiv:2401.02954"
 LEAST_STEPS = 1000
 # Adam's learning rate goes with the root of the batch up to about the critical batch (Malladi et al. 2022,
 # arXiv:2205.10287); beyond the optimum the gain is smaller, so the step up is bounded.

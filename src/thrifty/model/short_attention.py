@@ -21,7 +21,7 @@ BLOCK = 64  # query rows per block; T = 256 computes 62.5% of the square
 
 
 def suits(query: Tensor, key: Tensor) -> bool:
-    """True where this form is the faster one: 16 bit, on a CPU, as many queries as keys, and at most LONGEST of them."""
+    """True where this form is the faster one: bf16 on a CPU, as many queries as keys, and at most LONGEST of them."""
     seq = query.shape[2]
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] == seq <= LONGEST
 
@@ -70,14 +70,13 @@ class _ShortAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out, *kept = ctx.saved_tensors
         kv, groups, seq, width = q.shape
-        batch, heads = grad.shape[:2]
         wide = accumulation_dtype(q.dtype)
-        grad_wide = grad.to(wide) * (1 / math.sqrt(width))
+        grad_wide = grad_out.to(wide) * (1 / math.sqrt(width))
         along = (grad_wide * out).sum(-1, keepdim=True).view(kv, groups, seq, 1)
-        grad, grad_wide = (g.reshape(kv, groups, seq, width) for g in (grad, grad_wide))
+        grad, grad_wide = (g.reshape(kv, groups, seq, width) for g in (grad_out, grad_wide))
         v_wide = v.to(wide).mT
         grad_q = torch.empty_like(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
@@ -88,5 +87,5 @@ class _ShortAttention(torch.autograd.Function):
             grad_v[:, :end] += torch.bmm(p.mT, grad[:, :, rows].reshape(kv, -1, width))
             grad_k[:, :end] += torch.bmm(grad_score.mT, q[:, :, rows].reshape(kv, -1, width))
             grad_q[:, :, rows] = torch.bmm(grad_score, k[:, :end]).view(kv, groups, -1, width)
-        shape = (batch, -1, seq, width)
+        shape = (grad_out.shape[0], -1, seq, width)
         return grad_q.view(shape), grad_k.to(k.dtype).view(shape), grad_v.to(v.dtype).view(shape)

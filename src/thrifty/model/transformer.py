@@ -14,13 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from thrifty.model.attention import Attention, Cache, Context, LayerCache, make_context
 from thrifty.model.initialise import initialise
-from thrifty.model.layers import Embedding, Linear, norm
+from thrifty.model.layers import Embedding, Linear, gelu, norm, swiglu
 from thrifty.model.loss import linear_cross_entropy
+from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))), tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    """down(gelu(up(x)))."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -29,11 +30,11 @@ class GeluMLP(nn.Module):
         self.down = Linear(shape.ffn, shape.hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, seq, hidden)
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(gelu(self.up(x)))
 
 
 class SwigluMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+    """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class SwigluMLP(nn.Module):
         self.down = Linear(shape.ffn, shape.hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, seq, hidden)
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(swiglu(self.gate(x), self.up(x)))
 
 
 class Block(nn.Module):
@@ -120,6 +121,9 @@ class Transformer(nn.Module):
         x = self.embed(tokens)  # (batch, seq, hidden)
         x = x.to(self.compute_dtype or x.dtype)
         if self.positions is not None:
+            if start + seq > self.shape.max_positions:
+                what = f"{start + seq} tokens, but the model has learned {self.shape.max_positions} positions"
+                raise ThriftyError(what, hint="shorten the sequence, or train a model with more max_positions")
             x = x + self.positions.weight[start : start + seq].to(x.dtype)
         context = make_context(self.shape, seq, start, x.dtype, x.device)
         for index, block in enumerate(self.blocks):

@@ -16,16 +16,21 @@ def write_plan(plan: Plan, path: Path) -> None:
     Raises:
         ThriftyError: the file cannot be written.
     """
+    write_text(path, to_yaml(plan), "--out")
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Writes a file that the option named, making its folder; raises as `write_plan` does."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_yaml(plan), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         what = (
             "the disk is full"
             if error.errno in (errno.ENOSPC, errno.EDQUOT)
             else f"cannot be written: {error.strerror}"
         )
-        raise ThriftyError(what, where=str(path), hint="choose another place with --out") from None
+        raise ThriftyError(what, where=str(path), hint=f"choose another place with {option}") from None
 
 
 def read_plan(path: Path) -> Plan:

@@ -227,7 +227,8 @@ def ratio_chart(rows_: Records, title: str, reference: str) -> alt.TopLevelMixin
     terms = [row["term"] for row in rows_]
     ends = [row[end] for row in rows_ for end in ("low", "high") if row[end] and 0.25 <= row[end] <= 4]
     reach = max([1.4, *(max(r, 1 / r) for r in [*ends, *(row["ratio"] for row in rows_)])]) * 1.2
-    ticks = [0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3] if reach < 5 else [10.0**n for n in range(-6, 7)]
+    near, far = [0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3], [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+    ticks = near if reach < 5 else far if reach < 100 else [10.0**n for n in range(-9, 10)]
     scale = alt.Scale(type="log", domain=[1 / reach, reach], nice=False)
     shown = [tick for tick in sorted(ticks) if 1 / reach <= tick <= reach]
     x = alt.X(

@@ -10,9 +10,11 @@ from pydantic import BaseModel
 
 from thrifty.report import words
 from thrifty.report.ledger import COSTS, CostToTarget, Ledger
-from thrifty.spec.bill import Bill
+from thrifty.spec.bill import MEMORY_TERMS, TIME_PARTS, Bill
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.figure import Figure
+
+LINKS = ("intra_node", "inter_node", "inter_island")
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,15 @@ class Comparison:
 def bill_lines(left: Bill, right: Bill | None) -> tuple[Line, ...]:
     """Every term of either bill, in reading order, with difference and ratio."""
     ours, theirs = dict(left.terms()), dict(right.terms()) if right else {}
-    names = [name for name, _ in left.terms()]
-    for name in theirs:
-        if name not in ours:
-            # Next to its group, so that a link or a part that one side lacks does not end up after the loss.
-            group = [i for i, known in enumerate(names) if known.partition(".")[0] == name.partition(".")[0]]
-            names.insert(group[-1] + 1 if group else len(names), name)
+    names = sorted({*ours, *theirs}, key=_place)
     return tuple(_line(name, ours.get(name), theirs.get(name)) for name in names)
+
+
+def _place(term: str) -> tuple[int, int, str]:
+    """Where a term stands: by field of the Bill, then by part; parts that nobody listed come last."""
+    field, _, part = term.partition(".")
+    parts = {"seconds_by_part": TIME_PARTS, "memory": MEMORY_TERMS, "link_bytes": LINKS}.get(field, ())
+    return list(Bill.model_fields).index(field), parts.index(part) if part in parts else len(parts), part
 
 
 def _line(term: str, left: Figure | None, right: Figure | None) -> Line:

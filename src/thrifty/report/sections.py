@@ -49,15 +49,16 @@ def _tile(label: str, big: str, *small: str) -> Markup:
 def terms(lines: Sequence[Line]) -> Markup:
     rows = []
     for line in lines:
-        interval = ""
-        if line.left is not None and line.left.low is not None and line.left.high is not None:
-            interval = " to ".join(words.value(end, line.unit, line.term) for end in (line.left.low, line.left.high))
         verdict = (
             tag("span", "inside" if line.inside else "outside", class_="inside" if line.inside else "outside")
             if line.inside is not None
             else ""
         )
-        figures_ = (words.show(line.left, line.term), interval, words.show(line.right, line.term))
+        figures_ = (
+            words.show(line.left, line.term),
+            words.interval(line.left, line.term),
+            words.show(line.right, line.term),
+        )
         gap = (words.difference(line.difference, line.unit, line.term), words.times(line.ratio), verdict)
         rows.append((words.label(line.term), *figures_, *gap, _origin(line)))
     headings = ("term", "predicted", "interval", "measured", "difference", "ratio", "", "where the figures come from")
@@ -76,7 +77,7 @@ def _origin(line: Line) -> Markup:
         for side in (line.left, line.right)
         if side
     ]
-    return tag("div", " · ".join(dict.fromkeys(sides)), class_="source")
+    return tag("div", [tag("div", side) for side in dict.fromkeys(sides)], class_="source")
 
 
 def assumptions(ledger: Ledger) -> Markup:

@@ -62,8 +62,8 @@ def compare_headline(comparison: Comparison) -> str:
     if not a.reached or not b.reached:
         return f"Only {'A' if a.reached else 'B'} reached {target}."
     named = ((comparison.ratios["usd"], "money"), (comparison.ratios["seconds"], "time"))
-    parts = [words.more_or_less(ratio, name) for ratio, name in named if ratio is not None]
-    return f"To reach {target}, B needs {' and '.join(parts)} than A." if parts else f"Both runs reached {target}."
+    known = [(ratio, name) for ratio, name in named if ratio is not None]
+    return f"To reach {target}, B needs {words.needs(known)}." if known else f"Both runs reached {target}."
 
 
 def compare_subline(comparison: Comparison) -> str:

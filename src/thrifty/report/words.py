@@ -40,9 +40,11 @@ def value(number: float, unit: str, term: str = "") -> str:
         return f"{number:.4g}"
     if term == "mfu":
         return f"{100 * number:.3g}%"
-    if unit in ("1", "step") and float(number).is_integer():
+    if unit == "1" and float(number).is_integer():
         return f"{number:,.0f}"
-    if unit in ("token/s", "tokens/s", "tok/s"):
+    if unit == "s" and number == 0:
+        return "0 s"
+    if unit == "token/s":
         return f"{units.show(number, 'token')} tok/s"
     return units.show(number, unit)
 
@@ -80,9 +82,23 @@ def against(ratio: float | None) -> str:
     return f"{100 * abs(ratio - 1):.0f}% {'over' if ratio > 1 else 'under'}"
 
 
-def more_or_less(ratio: float, name: str) -> str:
-    """B over A in words that go before "than A": `13% less money`, `140% more energy`, `no more time`."""
+def needs(ratios: list[tuple[float, str]]) -> str:
+    """B over A in words: `13% less money and no more time than A`; from a factor of two on, `2.4x the money of A`."""
+    if any(ratio >= 2 for ratio, _ in ratios):
+        return " and ".join(f"{times(ratio)} the {name}" for ratio, name in ratios) + " of A"
+    return " and ".join(_more_or_less(ratio, name) for ratio, name in ratios) + " than A"
+
+
+def _more_or_less(ratio: float, name: str) -> str:
     if abs(ratio - 1) < 0.005:
         return f"no more {name}"
-    share = f"{100 * abs(ratio - 1):.0f}" if 0.01 < ratio < 100 else f"{100 * abs(ratio - 1):,.4g}"
-    return f"{share}% {'more' if ratio > 1 else 'less'} {name}"
+    return f"{100 * abs(ratio - 1):.{0 if ratio > 0.01 else 2}f}% {'more' if ratio > 1 else 'less'} {name}"
+
+
+def interval(figure: Figure | None, term: str = "") -> str:
+    """`19.1 to 40.9 s`: both ends, the unit once where it is the same; empty where there is none."""
+    if figure is None or figure.low is None or figure.high is None:
+        return ""
+    low, high = (value(end, figure.unit, term) for end in (figure.low, figure.high))
+    (number, _, unit), (_, _, other) = low.partition(" "), high.partition(" ")
+    return f"{number if unit == other else low} to {high}"

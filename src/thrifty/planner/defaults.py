@@ -1,0 +1,113 @@
+"""What a plan chooses by rule, not by search: batch, learning rate, warm-up, how often to evaluate and to save."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from thrifty.cost.flops import model_flops_per_token
+from thrifty.cost.params import counts
+from thrifty.cost.run import Run, checkpoint_seconds, evaluation_seconds
+from thrifty.laws import batch as batch_law
+from thrifty.spec.cluster import Cluster
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.job import Job
+from thrifty.spec.recipe import Recipe
+
+# A GPU of a 16,384-GPU run was interrupted once in 50,000 hours: 419 unexpected interruptions in 54 days (Llama 3,
+# arXiv:2407.21783, section 3.3.4). Young 1974: the interval that loses least is sqrt(2 x cost x time between failures).
+DEVICE_HOURS_BETWEEN_FAILURES = 50_000
+LONGEST_CHECKPOINT_INTERVAL_SECONDS = 1800.0
+EVALUATION_SHARE = 0.02  # of the time in steps, at most
+MOST_EVALUATIONS = 20
+WARMUP_SHARE, LONGEST_WARMUP = 0.05, 2000  # of the steps; 2000 as DeepSeek LLM and Llama 2 had
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A value and one line that says why."""
+
+    value: float
+    reason: str
+
+
+def block_flops_per_token(job: Job) -> float:
+    """FLOPs of the blocks alone for one token, which the batch law counts."""
+    return model_flops_per_token(job.model, job.sequence_length) - 6 * counts(job.model).head
+
+
+def batch_sequences(job: Job, ranks: int | None, micro_sequences: int) -> Chosen:
+    """Sequences in one optimizer step by the batch law, rounded to a power of two of microbatches for every rank.
+
+    Args:
+        ranks: that share a step; None where the search also chooses how many.
+        micro_sequences: given by the user, else 1.
+    """
+    per_token = block_flops_per_token(job)
+    if job.steps is not None:
+        wanted = batch_law.optimal_batch_for_steps(per_token, job.steps)
+        bound = ""
+    else:
+        tokens = _tokens(job)
+        wanted, most = batch_law.optimal_batch_tokens(per_token * tokens), tokens / batch_law.LEAST_STEPS
+        bound = f", held to {batch_law.LEAST_STEPS:,} steps" if most < wanted else ""
+        wanted = min(wanted, most)
+    share = (ranks or 1) * micro_sequences
+    sequences = share * 2 ** max(0, round(math.log2(max(1.0, wanted / job.sequence_length / share))))
+    here = f"{sequences} sequences = {sequences * job.sequence_length:,} tokens a step"
+    if sequences == share > 1 and share * job.sequence_length > 1.5 * wanted:
+        bound += f", but {ranks or 1} ranks need {micro_sequences} each; fewer devices would waste less"
+    return Chosen(sequences, f"batch {here}; the law asks for {wanted:,.0f} ({batch_law.SOURCE}){bound}")
+
+
+def learning_rate(job: Job, sequences: int) -> Chosen:
+    """Peak learning rate by the batch law, two digits."""
+    step_tokens = sequences * job.sequence_length
+    tokens = job.steps * step_tokens if job.steps is not None else _tokens(job)
+    rate = batch_law.learning_rate(block_flops_per_token(job) * tokens, step_tokens)
+    return Chosen(float(f"{rate:.1e}"), f"optimizer.lr {rate:.1e} by compute and batch ({batch_law.SOURCE})")
+
+
+def _tokens(job: Job) -> int:
+    """Tokens of a job that is sized by tokens.
+
+    Raises:
+        ThriftyError: it is sized by neither tokens nor steps.
+    """
+    if job.tokens is None:
+        raise ThriftyError("the job has neither tokens nor steps", where="job.tokens", hint="say how long to train")
+    return job.tokens
+
+
+def warmup_steps(steps: int) -> Chosen:
+    """A twentieth of the run, at most 2,000 steps."""
+    warmup = min(LONGEST_WARMUP, max(1, round(WARMUP_SHARE * steps)))
+    return Chosen(warmup, f"schedule.warmup_steps {warmup}: 5% of the steps, at most {LONGEST_WARMUP:,}")
+
+
+def evaluation_interval(recipe: Recipe, run: Run) -> Chosen:
+    """Steps between evaluations: twenty of them, fewer where they would take over 2% of the time in steps."""
+    each = evaluation_seconds(recipe, run.step)
+    every = max(run.steps / MOST_EVALUATIONS, each / (EVALUATION_SHARE * run.step.total))
+    rounded = _round_up(every)
+    if rounded >= run.steps:
+        return Chosen(0, "evaluation only at the end: one more would take over 2% of the time")
+    return Chosen(rounded, f"evaluation every {rounded} steps: at most {MOST_EVALUATIONS}, and 2% of the time")
+
+
+def checkpoint_interval(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> Chosen:
+    """Steps between checkpoints, by Young's rule, at most half an hour."""
+    failures = DEVICE_HOURS_BETWEEN_FAILURES * 3600 / cluster.devices
+    young = math.sqrt(2 * checkpoint_seconds(job, cluster, recipe) * failures)
+    seconds = min(young, LONGEST_CHECKPOINT_INTERVAL_SECONDS)
+    every = max(1, math.floor(seconds / run.step.total))
+    if every >= run.steps:
+        return Chosen(0, "checkpoint only at the end: the run is shorter than half an hour")
+    rule = "Young's rule" if young < LONGEST_CHECKPOINT_INTERVAL_SECONDS else "at most"
+    return Chosen(every, f"checkpoint every {every} steps: {rule} {seconds / 60:.0f} min between them")
+
+
+def _round_up(value: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, ..."""
+    scale = 10 ** math.floor(math.log10(max(1.0, value)))
+    return int(next(scale * step for step in (1, 2, 5, 10) if scale * step >= value))

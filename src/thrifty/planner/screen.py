@@ -1,0 +1,138 @@
+"""Draws an explanation: at most 45 lines of 100 columns, plain where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+import textwrap
+from collections.abc import Iterator
+from html import escape
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from thrifty.planner.explain import Assumption, Explanation
+from thrifty.planner.reasons import show_layout
+from thrifty.spec import units
+from thrifty.spec.bill import MEMORY_TERMS
+from thrifty.spec.figure import Figure
+
+WIDTH = 100
+_COLOURS = dict(zip(MEMORY_TERMS, ("cyan", "blue", "magenta", "green", "yellow", "red", "white"), strict=True))
+_LEAST_SHARE = 0.01  # of a step, to be named among what it waits for
+
+
+def console() -> Console:
+    """Standard output, at most 100 columns; plain where it is no terminal."""
+    if sys.stdout.isatty():
+        found = Console(highlight=False)
+        return found if found.width <= WIDTH else Console(highlight=False, width=WIDTH)
+    return Console(highlight=False, width=WIDTH, no_color=True, force_terminal=False)
+
+
+def render(told: Explanation, width: int = WIDTH) -> RenderableType:
+    """The whole screen, at most `width` columns."""
+    return Group(*_sections(told, width))
+
+
+def html_page(told: Explanation, title: str) -> str:
+    """The same screen as one HTML file that needs nothing else."""
+    recorder = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    recorder.print(render(told))
+    page = recorder.export_html(inline_styles=True)
+    head = f'<head>\n<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>'
+    return page.replace("<head>", head, 1)
+
+
+def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
+    yield from _headline(told, width)
+    yield Text()
+    yield from _memory(told, width)
+    yield Text()
+    named = [f"{what} {share:.0%}" for what, share in told.limits.items() if share >= _LEAST_SHARE]
+    yield _wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
+    yield Text()
+    yield Text("why", style="bold")
+    yield from (_wrapped(reason, width, "- ") for reason in told.plan.reasons)
+    if told.runners_up:
+        yield Text()
+        yield from _runners_up(told)
+    yield Text()
+    yield from _assumptions(told, width)
+
+
+def _wrapped(text: str, width: int, bullet: str = "", style: str = "") -> Text:
+    """Text in lines of `width`, those after the first indented."""
+    lines = textwrap.fill(text, width, initial_indent=bullet, subsequent_indent="  ", break_on_hyphens=False)
+    return Text(lines, style=style)
+
+
+def _headline(told: Explanation, width: int) -> Iterator[Text]:
+    plan, bill, recipe = told.plan, told.plan.predicted, told.plan.recipe
+    yield Text(f"{plan.job.name} on {plan.cluster.name}: {bill.usd} and {bill.seconds}", style="bold")
+    yield Text(f"{_interval(bill.usd)}, {_interval(bill.seconds)}; {bill.energy}, {bill.co2} CO2", style="dim")
+    loss = f"loss {bill.loss.value:.2f} ({bill.loss.low:.2f} to {bill.loss.high:.2f})" if bill.loss else told.no_loss
+    rate = f"{units.show(bill.tokens_per_second.value, 'token')} tok/s, MFU {bill.mfu.value:.1%}"
+    tokens = recipe.batch.sequences * plan.job.sequence_length
+    batch = f"{plan.total_steps:,} steps of {units.show(tokens, 'token')}, {bill.step_seconds} each"
+    yield _wrapped(f"{bill.tokens} tokens in {batch}; {rate}; {loss}", width)
+    accumulated = f" x {recipe.accumulation} accumulated" if recipe.accumulation > 1 else ""
+    yield _wrapped(
+        f"{recipe.precision}; {show_layout(recipe.layout)}; microbatch {recipe.batch.micro_sequences}{accumulated}; "
+        f"recompute {recipe.recompute}; compile {'on' if recipe.compile else 'off'}; "
+        f"{recipe.optimizer.name} {recipe.optimizer.lr:g}, {recipe.schedule.name}",
+        width,
+    )
+
+
+def _interval(figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
+        return str(figure)
+    return f"{units.show(figure.low, figure.unit)} to {units.show(figure.high, figure.unit)}"
+
+
+def _memory(told: Explanation, width: int) -> Iterator[RenderableType]:
+    """A bar of the device, filled up to the peak in proportion to the terms; a plan may fill it up to the mark."""
+    plan, peak, capacity = told.plan, told.plan.predicted.peak_memory, told.capacity_bytes
+    rank = "a rank" if plan.cluster.accelerator.kind == "cpu" else f"one {plan.cluster.accelerator.name}"
+    usable = units.show(told.usable_bytes, "byte")
+    yield Text(f"memory of {rank}: {peak} of {units.show(capacity, 'byte')}, {usable} of it usable", style="bold")
+    terms = {name: plan.predicted.memory[name].value for name in MEMORY_TERMS}
+    long = width - 34
+    filled = min(1.0, peak.value / capacity) * long / (sum(terms.values()) or 1.0)
+    bar, reached = Text("["), 0.0
+    for name, value in terms.items():
+        reached += value * filled
+        bar.append(name[0].upper() * (round(reached) - len(bar) + 1), style=_COLOURS[name])
+    mark, drawn = round(told.usable_bytes / capacity * long), len(bar) - 1
+    free = "".join("|" if column == mark else "." for column in range(drawn, long))
+    yield bar.append(free + "]", style="dim")
+    legend = [f"{name[0].upper()} {name} {units.show(value, 'byte')}" for name, value in terms.items()]
+    yield _wrapped("  ".join(legend), width, "  ")
+
+
+def _runners_up(told: Explanation) -> Iterator[RenderableType]:
+    priced = f"{told.tried:,} recipes priced, {told.excluded:,} of them too large"
+    yield Text(f"next best ({priced})", style="bold")
+    table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
+    for way in told.runners_up:
+        more = f"{way.seconds / told.plan.predicted.seconds.value - 1:+.1%}"
+        again = ", recompute" if way.recompute == "full" else ""
+        what = f"- {way.layout}, {way.precision}{again}, microbatch {way.micro_sequences}"
+        money, memory = units.show(way.usd, "usd"), units.show(way.peak_bytes, "byte")
+        table.add_row(what, money, units.show(way.seconds, "s"), more, memory)
+    yield table
+
+
+def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
+    """Every figure that was not measured here, published ones with their dates."""
+    yield Text("not measured here (sources: --json)" if told.assumptions else "all figures measured here", style="bold")
+    for provenance in ("published", "assumed"):
+        named = [_named(one) for one in told.assumptions if one.provenance == provenance]
+        if named:
+            yield _wrapped(f"{provenance}: {', '.join(named)}", width, "- ")
+
+
+def _named(one: Assumption) -> str:
+    return f"{one.key} {one.shown}" + (f" ({one.date[:7]})" if one.date else "")
