@@ -88,7 +88,7 @@ def test_unknown_model(run: Run) -> None:
 
 
 def test_unknown_accelerator(run: Run) -> None:
-    refused(run("plan", "llama-3-8b", "--on", "8xh10"), "h10", "H100")
+    refused(run("plan", "llama-3-8b", "--on", "8xh10"), "h10", "'h100'")
 
 
 def test_unknown_set_key(run: Run) -> None:

@@ -1,6 +1,7 @@
 """The decoder against loops in fp64 that follow the formulas letter by letter, and what its interface promises."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thrifty.model.attention import Cache
+from thrifty.cost.params import parameter_shapes
+from thrifty.model.attention import Cache, make_context
 from thrifty.model.transformer import Transformer
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
@@ -257,29 +259,59 @@ def test_recomputing_changes_no_bit(precision):
         assert torch.equal(a.grad, b.grad)
 
 
+def kept_storages(forward: Callable[[], Tensor], apart: Iterable[Tensor]) -> list[Tensor]:
+    """One tensor for each storage that a forward pass saves for the backward pass, those of `apart` left out."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in apart}
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            known.add(tensor.untyped_storage().data_ptr())
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return kept
+
+
 def test_recomputing_keeps_one_activation_per_block():
     shape = shape_of("llama2", layers=4)
     tokens, targets = tokens_of(shape), tokens_of(shape, seed=1)
 
     def saved_bytes(recompute: bool) -> int:
         model = Transformer(shape, recompute=recompute)
-        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        found: dict[int, int] = {}
-        held = []
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                found[storage.data_ptr()] = storage.nbytes()
-                held.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(tokens, targets)
-        return sum(found.values())
+        kept = kept_storages(lambda: model(tokens, targets), model.parameters())
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
     block_input = tokens.numel() * shape.hidden * 4
     assert saved_bytes(True) - 4 * block_input < saved_bytes(False) / 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("precision", "seq"), [("fp32", 64), ("bf16", 192), ("bf16", 576)])
+def test_a_block_keeps_what_the_guide_lists(family, precision, seq):
+    """docs/model.md, section "What a block keeps for its backward pass"; the cost model counts the same."""
+    s = shape_of(family, layers=1, max_positions=600)
+    dtype, c = (torch.bfloat16, 2) if precision == "bf16" else (torch.float32, 4)
+    block = Transformer(s, precision=precision).blocks[0]
+    context = make_context(s, seq, 0, dtype, torch.device("cpu"))
+    x = torch.randn(3, seq, s.hidden, dtype=dtype, requires_grad=True)
+    apart = [*block.parameters(), *(context.rope or ()), *([] if context.mask is None else [context.mask])]
+    kept = kept_storages(lambda: block(x, context), apart)
+    rows = {p.shape for p in block.parameters()} | {p.t().shape for p in block.parameters() if p.dim() == 2}
+    total = sum(t.untyped_storage().nbytes() for t in kept if t.shape not in rows)  # without cast weights
+
+    inner, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    expected = 4 * c * s.hidden + 2 * (4 if s.norm == "rmsnorm" else 2 * c) + c * (2 * inner + 2 * kv)
+    if precision == "bf16" and seq <= 512 and s.sliding_window is None:
+        expected += 2 * s.heads * (seq + 64) // 2
+    else:
+        expected += 4 * s.heads
+    if s.qk_norm:
+        expected += c * (inner + kv) + 4 * (s.heads + s.kv_heads)
+    expected += c * s.ffn * (3 if s.mlp == "swiglu" else 2)
+    assert total == 3 * seq * expected
 
 
 # --- structure --------------------------------------------------------------------------------------------------------
@@ -308,6 +340,7 @@ def test_parameter_names_follow_the_switches(family):
     expected |= {"norm.bias"} if shape.norm == "layernorm" and shape.bias == "all" else set()
     model = Transformer(shape)
     assert {name for name, _ in model.named_parameters()} == expected
+    assert [(name, tuple(p.shape)) for name, p in model.named_parameters()] == parameter_shapes(shape)
     assert set(model.state_dict()) == expected  # no buffers: rotary tables are made anew where they are needed
 
 

@@ -100,7 +100,7 @@ def work_seconds(done: work.Work, rank: Rank, element: int, compiled: bool, leng
     share = constants.ATTENTION_SHARE[rank.kind] * length / (length + half)
     products = done.repeats * sum(product_seconds(m, n, k, rank, element) for m, n, k in done.products)
     attention = done.attention_flops / (rank.attention_flops * share)
-    gelus = done.gelus * constants.GELU_FLOPS[rank.kind][way] / rank.attention_flops
+    gelus = done.gelus * constants.GELU_FLOPS[rank.kind][element == 2][way] / rank.attention_flops
     moved = done.moved_bytes * (constants.COMPILED_BYTES_SHARE if compiled else 1.0) / rank.bandwidth
     dispatch = done.kernels * rank.op_seconds * (constants.COMPILED_KERNEL_SHARE if compiled else 1.0)
     busy = products + attention + gelus + moved
@@ -125,10 +125,9 @@ def unit_seconds(
     element, tokens, fused = ELEMENT_BYTES[precision], micro_sequences * sequence_length, rank.kind != "cpu"
     forward = work.block_forward(shape, tokens, sequence_length, element, fused)
     backward = work.block_backward(shape, tokens, sequence_length, element, fused)
-    length = min(sequence_length, shape.sliding_window or sequence_length)
     return UnitSeconds(
-        block_forward=work_seconds(forward, rank, element, compiled, length),
-        block_backward=work_seconds(backward, rank, element, compiled, length, way=1),
+        block_forward=work_seconds(forward, rank, element, compiled, sequence_length),
+        block_backward=work_seconds(backward, rank, element, compiled, sequence_length, way=1),
         root=work_seconds(work.head(shape, tokens, element, fused), rank, element, compiled=False),
         root_forward_only=work_seconds(work.head_forward(shape, tokens, element, fused), rank, element, compiled=False),
     )

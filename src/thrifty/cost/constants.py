@@ -25,11 +25,11 @@ ACHIEVABLE_SHARE: Final = 0.80
 # constant fitted to whole runs (31 MPT runs on A100, mosaicml/llm-foundry, 2023-11: flash attention of that time).
 # CPU: torch 2.13 on an AVX-512 core, 64 to 2,048 tokens; in bf16 it keeps fp32's pace and suffers more when short.
 ATTENTION_SHARE: Final = {"gpu": 0.35, "tpu": 0.35, "cpu": 0.65}
-ATTENTION_HALF: Final = {"gpu": (0.0, 0.0), "tpu": (0.0, 0.0), "cpu": (120.0, 300.0)}  # (fp32, bf16), in tokens
+ATTENTION_HALF: Final = {"gpu": (0.0, 0.0), "tpu": (0.0, 0.0), "cpu": (120.0, 200.0)}  # (fp32, bf16), in tokens
 ATTENTION_BACKWARD: Final = 2.5  # products of the backward pass for one of the forward pass: 5 for 2
-# A tanh for each element: GELU's forward and backward pass on a core, in FLOPs of its fp32 matrix rate (torch 2.13:
-# 1.7 and 2.1 ns). On a GPU it hides behind memory, as SiLU does everywhere.
-GELU_FLOPS: Final = {"gpu": (0.0, 0.0), "tpu": (0.0, 0.0), "cpu": (160.0, 200.0)}
+# GELU's forward and backward pass on a core for each element, in FLOPs of its fp32 matrix rate, over the time of its
+# bytes: (fp32, bf16), torch 2.13, 2026-11. On a GPU it hides behind memory, as SiLU does everywhere.
+GELU_FLOPS: Final = {"gpu": ((0.0, 0.0),) * 2, "tpu": ((0.0, 0.0),) * 2, "cpu": ((125.0, 0.0), (180.0, 200.0))}
 
 # --- memory traffic of elementwise operations ------------------------------------------------------------------------
 BANDWIDTH_SHARE: Final = {"gpu": 0.85, "tpu": 0.85, "cpu": 1.0}  # a CPU's bandwidth is measured, not a data sheet's
@@ -41,21 +41,27 @@ COMPILE_SECONDS: Final = {"cpu": 25.0, "gpu": 60.0, "tpu": 60.0}
 # A GPU's copies run beside its kernels and slow them a little (Galvatron ships 1.126); gloo runs on the cores that
 # compute, so on a CPU nothing is hidden.
 OVERLAP_SLOWDOWN: Final = 1.1
+# gloo has no reduce-scatter of its own: it took twice an all-gather of the same bytes (torch 2.13, two ranks, 2026-11).
+GLOO_REDUCE_SCATTER: Final = 2.0
 # Host time of FSDP2 around one collective (hooks, copies in and out), hidden behind kernels on a GPU.
 SHARDING_HOST_SECONDS: Final = 3e-4
 STEERING_MESSAGES: Final = 2  # small all-reduces of a step: target count and stop flags, loss
 
 # --- around the steps ------------------------------------------------------------------------------------------------
-STEP_HOST_SECONDS: Final = {"cpu": 1e-3, "gpu": 2e-3, "tpu": 2e-3}  # the loop itself: batch, logging, schedule
+STEP_HOST_SECONDS: Final = {"cpu": 5e-4, "gpu": 2e-3, "tpu": 2e-3}  # the loop itself: batch, logging, schedule
 STARTUP_SECONDS: Final = {"cpu": 6.0, "gpu": 60.0, "tpu": 120.0}  # imports, process groups, first kernels, data open
 # Written and verified by one node; assumed: a laptop's disk, NVMe or a modest parallel file system.
 CHECKPOINT_BYTES_PER_S: Final = {"cpu": 5e8, "gpu": 1e9, "tpu": 1e9}
 CHECKPOINT_BYTES_PER_PARAMETER: Final = 12  # fp32 weights and two AdamW moments
 
-# --- the loss --------------------------------------------------------------------------------------------------------
+# --- the model's own kernels -----------------------------------------------------------------------------------------
 # As in model/loss.py: logits exist for one chunk of tokens at a time.
 LOSS_CHUNK_ROWS: Final = 512
 LOSS_CHUNK_BYTES: Final = 2**24
+
+# As in model/short_attention.py: on a CPU, bf16 sequences up to this long keep their probabilities, block by block.
+SHORT_ATTENTION_LONGEST: Final = 512
+SHORT_ATTENTION_BLOCK: Final = 64
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 # Share of a device's memory that a plan may fill: the allocator's blocks are 3 to 10% larger than the tensors in them.

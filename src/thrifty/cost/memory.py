@@ -48,11 +48,12 @@ def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     held = counts(job.model, recipe.layout.shard)
     tokens = recipe.batch.micro_sequences * job.sequence_length
     element = ELEMENT_BYTES[recipe.precision]
-    kept = activation_bytes(job.model, tokens, element, recipe.recompute)
+    is_cpu = cluster.accelerator.kind == "cpu"
+    kept = tokens * activation_bytes_per_token(job.model, job.sequence_length, element, recipe.recompute, is_cpu)
     # With recomputation one block at a time is there in full; in either case so are its own gradients.
-    block = block_activation_bytes(job.model, element) * tokens if recipe.recompute == "full" else 0
-    in_block = kept + block + _working_bytes(job.model, element) * tokens
-    logits = logits_bytes(job.model, tokens, element, converted=cluster.accelerator.kind == "cpu")
+    block = block_activation_bytes_per_token(job.model, job.sequence_length, element, is_cpu) * tokens
+    in_block = kept + (block if recipe.recompute == "full" else 0) + _working_bytes(job.model, element) * tokens
+    logits = logits_bytes(job.model, tokens, element, is_cpu)
     fixed = 4.0 * held.shard
     optimizer = 8.0 * held.shard + 4.0 * held.tensors
     moments = _moments(held, recipe, element)
@@ -71,31 +72,44 @@ def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     )
 
 
-def activation_bytes(shape: ModelShape, tokens: int, element: int, recompute: str) -> float:
-    """Bytes that a forward pass keeps for the backward pass, of the tensors that grow with the tokens.
+def activation_bytes_per_token(
+    shape: ModelShape, sequence_length: int, element: int, recompute: str, is_cpu: bool
+) -> float:
+    """Bytes that a forward pass keeps for the backward pass, for one token.
 
     Each block's own, or under recomputation its input alone; and of the root the token ids, the last norm's input and
     scale, and the gradient of the head's input, which the loss forms at once.
     """
-    block = element * shape.hidden if recompute == "full" else block_activation_bytes(shape, element)
-    root = 8 + 2 * element * shape.hidden + _norm_scale_bytes(shape, element)
-    return float(tokens * (shape.layers * block + root))
+    inputs = element * shape.hidden
+    block = block_activation_bytes_per_token(shape, sequence_length, element, is_cpu) if recompute == "none" else inputs
+    return shape.layers * block + 8 + 2 * inputs + _norm_scale_bytes(shape, element)
 
 
 @lru_cache(maxsize=256)
-def block_activation_bytes(shape: ModelShape, element: int) -> int:
+def block_activation_bytes_per_token(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
     """Bytes that one block keeps for its backward pass, for one token.
 
     The inputs and outputs of both norms with their scales; queries, keys and values as attention reads them, its
-    output and log-sum-exp; the MLP's inner tensors: gate, its SiLU, up and their product, or GELU's input and output.
+    output and log-sum-exp; the MLP's inner tensors: gate, up and what is made of them, or GELU's input and output.
     """
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * (2 * element * shape.hidden + _norm_scale_bytes(shape, element))
-    heads = element * (2 * query + 2 * kv) + 4 * shape.heads
+    heads = element * (2 * query + 2 * kv) + shape.heads * _scores_bytes(shape, sequence_length, element, is_cpu)
     if shape.qk_norm:
         heads += element * (query + kv) + 4 * (shape.heads + shape.kv_heads)
-    inner = element * shape.ffn * (4 if shape.mlp == "swiglu" else 2)
+    inner = element * shape.ffn * (3 if shape.mlp == "swiglu" else 2)
     return norms + heads + inner
+
+
+def _scores_bytes(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
+    """What attention keeps of the scores of one query and head: a log-sum-exp, or short bf16 probabilities on a CPU."""
+    windowed = shape.sliding_window is not None and sequence_length > shape.sliding_window
+    if not is_cpu or element != 2 or windowed or sequence_length > constants.SHORT_ATTENTION_LONGEST:
+        return 4.0
+    size = constants.SHORT_ATTENTION_BLOCK
+    ends = [min(begin + size, sequence_length) for begin in range(0, sequence_length, size)]
+    area = sum((end - begin) * end for begin, end in zip([0, *ends], ends, strict=False))
+    return element * area / sequence_length
 
 
 def _norm_scale_bytes(shape: ModelShape, element: int) -> int:
@@ -108,12 +122,12 @@ def _working_bytes(shape: ModelShape, element: int) -> int:
     return element * (3 if shape.mlp == "swiglu" else 2) * shape.ffn + 2 * element * shape.hidden
 
 
-def logits_bytes(shape: ModelShape, tokens: int, element: int, converted: bool) -> float:
+def logits_bytes(shape: ModelShape, tokens: int, element: int, is_cpu: bool) -> float:
     """One chunk's logits in the compute dtype and their fp32 log-probabilities, which become their gradient.
 
-    `converted`: a CPU widens 16-bit logits into a tensor of their own before the softmax.
+    A CPU widens 16-bit logits into a tensor of their own before the softmax.
     """
-    extra = 4 if converted and element == 2 else 0
+    extra = 4 if is_cpu and element == 2 else 0
     return float(chunk_rows(tokens, shape.vocab_size) * shape.vocab_size * (element + 4 + extra))
 
 

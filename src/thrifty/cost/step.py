@@ -106,7 +106,8 @@ def _exposed(
         return 0.0
     steering = constants.STEERING_MESSAGES * max(c.latency for c in sent)
     if kind == "cpu":
-        return sum(c.seconds * c.count for c in sent) + steering
+        times = {"reduce_scatter": constants.GLOO_REDUCE_SCATTER}
+        return sum(c.seconds * times.get(c.kind, 1.0) * c.count for c in sent) + steering
     gather, again = (seconds.get(("all_gather", "block", phase), 0.0) for phase in ("forward", "backward"))
     reduce = seconds.get(("reduce_scatter", "block", "backward"), 0.0)
     root = seconds.get(("all_gather", "root", "forward"), 0.0)

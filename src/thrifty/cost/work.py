@@ -70,7 +70,7 @@ def block_forward(shape: ModelShape, tokens: int, sequence_length: int, element:
     return Work(
         products=tuple((tokens, rows, columns) for rows, columns in linear_layers(shape)),
         repeats=1,
-        attention_flops=tokens * attention_forward_flops(shape, sequence_length),
+        attention_flops=tokens * _attention_flops(shape, sequence_length),
         gelus=tokens * shape.ffn if shape.mlp == "gelu" else 0.0,
         moved_bytes=tokens * moved,
         kernels=kernels + activations,
@@ -93,14 +93,14 @@ def block_backward(shape: ModelShape, tokens: int, sequence_length: int, element
         each = _norm(shape, element, fused_norm, rms=True)
         moved += each.backward_bytes * (query + kv)
         kernels += 2 * each.backward_kernels
-    inner, activations = (9, 3) if shape.mlp == "swiglu" else (3, 1)
+    inner, activations = (11, 4) if shape.mlp == "swiglu" else (3, 1)
     moved += inner * element * shape.ffn
     by_input = tuple((tokens, columns, rows) for rows, columns in layers)
     by_weight = tuple((rows, columns, tokens) for rows, columns in layers)
     return Work(
         products=by_input + by_weight,
         repeats=1,
-        attention_flops=constants.ATTENTION_BACKWARD * tokens * attention_forward_flops(shape, sequence_length),
+        attention_flops=constants.ATTENTION_BACKWARD * tokens * _attention_flops(shape, sequence_length),
         gelus=tokens * shape.ffn if shape.mlp == "gelu" else 0.0,
         moved_bytes=tokens * moved,
         kernels=kernels + activations,
@@ -148,6 +148,13 @@ def chunk_rows(tokens: int, vocab: int) -> int:
     """Tokens whose logits exist at once: equal parts of at most 512 tokens, or of 16 MiB of fp32 logits if more."""
     most = max(constants.LOSS_CHUNK_ROWS, constants.LOSS_CHUNK_BYTES // (4 * vocab))
     return -(-tokens // max(1, -(-tokens // most)))
+
+
+def _attention_flops(shape: ModelShape, sequence_length: int) -> float:
+    """What the kernel computes for one token: the causal half, or everything where a window needs a mask."""
+    if shape.sliding_window is not None and sequence_length > shape.sliding_window:
+        return 4.0 * shape.heads * shape.head_dim * sequence_length
+    return attention_forward_flops(shape, sequence_length)
 
 
 # Views and reshapes of a block's heads, each about a third of a dispatch; fused attention with its checks and set-up.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,23 +11,24 @@ from thrifty.model.short_attention import short_attention, suits
 from thrifty.spec.job import ModelShape
 
 
-@dataclass(frozen=True)
 class Context:
     """What all blocks of one forward pass share.
 
-    A plain object, not a tuple of tensors: FSDP casts tensors among a module's arguments to its parameter dtype, and
-    the rotary tables must stay in fp32.
+    A plain class on purpose: FSDP casts the tensors among a module's arguments, those in tuples, dicts and dataclasses
+    too, to its parameter dtype, and the rotary tables must stay in fp32.
 
     Attributes:
         start: position of the first token; not 0 only with a cache.
         rope: cosines and sines, each (seq, 1, head_dim); none with learned positions.
-        mask: (seq, keys), true where a token may look; none where `causal` says it all.
+        mask: (seq, keys), added to the scores: 0 where a token may look, else -inf. None where `causal`, or sight of
+            everything, says it all. Of true and false each layer would make, and keep, such a tensor of its own.
     """
 
-    start: int = 0
-    rope: tuple[Tensor, Tensor] | None = None
-    mask: Tensor | None = None
-    causal: bool = True
+    def __init__(self, start: int, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, causal: bool) -> None:
+        self.start = start
+        self.rope = rope
+        self.mask = mask
+        self.causal = causal
 
 
 def make_context(shape: ModelShape, seq: int, start: int, dtype: torch.dtype, device: torch.device) -> Context:
@@ -37,12 +36,12 @@ def make_context(shape: ModelShape, seq: int, start: int, dtype: torch.dtype, de
     positions = torch.arange(start, start + seq, device=device)
     rope = rope_tables(shape, positions, dtype) if shape.positions == "rope" else None
     window = shape.sliding_window
-    cuts = window is not None and start + seq > window
-    if not cuts and (start == 0 or seq == 1):  # a square lower triangle, or one token that sees everything
+    if (window is None or start + seq <= window) and (start == 0 or seq == 1):  # a lower triangle, or all
         return Context(start, rope, None, causal=start == 0)
     distance = positions[:, None] - torch.arange(start + seq, device=device)  # (seq, keys)
-    mask = distance >= 0
-    return Context(start, rope, mask & (distance < window) if cuts else mask, causal=False)
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
+    return Context(start, rope, mask, causal=False)
 
 
 class LayerCache:

@@ -47,7 +47,6 @@ def read_plan(path: Path) -> Plan:
         return build(Plan, settings, "")
     except ThriftyError as error:
         changed = "hash no longer matches" in error.what
-        hint = (
-            f"plan again with your changes: thrifty plan {path} --set KEY=VALUE --out {path}" if changed else error.hint
-        )
+        again = f"undo the change, then plan it: thrifty plan {path} --set KEY=VALUE --out {path}"
+        hint = again if changed else error.hint
         raise ThriftyError(error.what, where=error.where or str(path), hint=hint) from None

@@ -75,6 +75,9 @@ def search(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) 
     if not fitting:
         raise reasons.no_fit(job, cluster, candidates, given)
     best = choose(cluster, fitting)
+    idle = cluster.devices - best.recipe.layout.ranks * cluster.devices_per_rank(best.recipe.layout.ranks)
+    if idle > 0:
+        said.append(f"{idle} of {cluster.devices} devices have nothing to do, and are paid for")
     said += reasons.levers(job, cluster, best, candidates, given)
     chosen = _intervals(job, cluster, best, given, said)
     kept = tuple(key for key, _ in leaves(given))

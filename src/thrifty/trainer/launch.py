@@ -99,10 +99,33 @@ def run_rank(plan: Plan, folder: RunFolder, options: Options, began: float) -> O
         limits = Limits(options.budget_usd, options.deadline_seconds)
         bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began)
         record.finish(plan.predicted, bill)
+    except RuntimeError as error:
+        lost = _lost(error, folder)
+        if lost is None:
+            raise
+        raise lost from None
     finally:
         record.close()
     world.close()
     return Outcome(bill, stopped) if world.rank == 0 else None
+
+
+class LostRank(ThriftyError):
+    """Another rank went away. Whoever started the ranks knows more about why."""
+
+
+def _lost(error: RuntimeError, folder: RunFolder) -> LostRank | None:
+    """What gloo and NCCL say when the other end of a connection is gone; None for any other error."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    if not any(sign in str(error) for sign in signs):
+        return None
+    return LostRank("lost contact with another rank", where=str(folder.root), hint=_ways_on(folder))
+
+
+def _ways_on(folder: RunFolder) -> str:
+    steps = finished_steps(folder.checkpoints)
+    last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+    return f"{last}; continue with --resume"
 
 
 def _run_ranks(plan: Plan, folder: RunFolder, options: Options, began: float) -> Outcome:
@@ -171,12 +194,8 @@ def _explain(failures: dict[int, Any], folder: RunFolder, answer: Path) -> Thrif
     first = min(failures.values(), key=lambda failure: failure.timestamp)
     rank = next(rank for rank, failure in failures.items() if failure is first)
     how = f"was killed ({first.signal_name()})" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
-    steps = finished_steps(folder.checkpoints)
-    last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
     return ThriftyError(
-        f"rank {rank} {how}; the other ranks were stopped",
-        where=str(folder.root),
-        hint=f"{last}; continue with --resume",
+        f"rank {rank} {how}; the other ranks were stopped", where=str(folder.root), hint=_ways_on(folder)
     )
 
 
@@ -187,6 +206,8 @@ def _main(request: str, root: str, began: str, options: str) -> int:
     answer = Path(root) / "launch.json"
     try:
         outcome = run_rank(read_plan(Path(request)), RunFolder(root), Options(**json.loads(options)), float(began))
+    except LostRank as error:
+        return error.exit_code  # the launcher sees which rank died, and how
     except ThriftyError as error:
         print_once = {"what": error.what, "where": error.where, "hint": error.hint}
         write_atomically(answer, json.dumps(print_once))

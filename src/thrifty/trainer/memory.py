@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import resource
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -42,15 +45,49 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 @dataclass
 class Saved:
-    """Bytes that a forward pass kept for the backward pass, with and without those as wide as the vocabulary."""
+    """Bytes that a forward pass kept for the backward pass, and the most that logits ever took at once."""
 
     activation_bytes: int = 0
     logit_bytes: int = 0
 
 
+class _Logits(TorchDispatchMode):
+    """Follows how many bytes of tensors as wide as the vocabulary are alive, and the most there were."""
+
+    def __init__(self, vocab_size: int, weights: set[tuple[int, ...]]) -> None:
+        super().__init__()
+        self._vocab_size, self._weights = vocab_size, weights
+        self._alive: set[int] = set()
+        self._bytes = self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size:
+                self._see(tensor)
+        return result
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key in self._alive or tuple(tensor.shape) in self._weights:
+            return
+        self._alive.add(key)
+        self._bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        weakref.finalize(tensor, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._bytes -= size
+
+
 @contextmanager
 def count_saved(model: nn.Module, vocab_size: int) -> Iterator[Saved]:
-    """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out."""
+    """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out.
+
+    Compiled blocks run uncompiled meanwhile: what they would save can only be less.
+    """
     found, seen = Saved(), set()
     weights = {shape for p in model.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
 
@@ -59,14 +96,18 @@ def count_saved(model: nn.Module, vocab_size: int) -> Iterator[Saved]:
         key = (storage.data_ptr(), storage.nbytes())
         if key not in seen and tensor.numel() and tuple(tensor.shape) not in weights:
             seen.add(key)
-            if tensor.dim() > 1 and tensor.shape[-1] == vocab_size:
-                found.logit_bytes += storage.nbytes()
-            else:
+            if tensor.shape[-1:] != (vocab_size,):
                 found.activation_bytes += storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    logits = _Logits(vocab_size, weights)
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        logits,
+    ):
         yield found
+    found.logit_bytes = logits.peak_bytes
 
 
 def resident_bytes() -> int:

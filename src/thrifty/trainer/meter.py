@@ -172,8 +172,8 @@ class Meter:
                 "peak resident set" if self.world.device.type == "cpu" else "CUDA allocator, reserved",
             ),
             link_bytes={
-                k: measured(v, "byte", "counted payloads x ring algorithm")
-                for k, v in sorted(self.ledger()["link_bytes"].items())
+                link: measured(self.ledger()["link_bytes"].get(link, 0.0), "byte", "counted payloads x ring algorithm")
+                for link in plan.predicted.link_bytes
             },
             energy=Figure(value=energy, unit="J", provenance=energy_kind, source=how),
             usd=measured(
