@@ -36,7 +36,9 @@ def command(
     begin, new, shown = time.perf_counter(), [], prompt
     if not json:
         typer.echo(prompt, nl=False)
-    for token in generate(model, ids, tokens, temperature, top_k or None, seed, tokenizer.end_id):
+    for token in generate(
+        model, ids, tokens, temperature=temperature, top_k=top_k or None, seed=seed, end_id=tokenizer.end_id
+    ):
         new.append(int(token))
         if not json:
             text = tokenizer.decode([*ids, *new])

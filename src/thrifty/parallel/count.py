@@ -82,6 +82,11 @@ class TrafficCounter:
         self._links: dict[int, tuple[int, str]] = {}
         self._originals: dict[str, Any] = {}
 
+    @property
+    def largest_buffer_bytes(self) -> int:
+        """The whole tensor of the largest collective so far: what is gathered, or what is reduced."""
+        return max((size * (ranks if kind == "all_gather" else 1) for kind, ranks, size, _ in self.calls), default=0)
+
     def __enter__(self) -> Self:
         for name, (kind, keywords, position) in _COLLECTIVES.items():
             if hasattr(dist, name):

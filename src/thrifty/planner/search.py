@@ -30,6 +30,7 @@ from thrifty.spec.recipe import Recipe
 
 NEAR = 0.01  # candidates within this share of the cheapest count as equally cheap
 RUNNERS_UP = 3
+NAMED = 6  # keys that the user gave, before the rest is only counted
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def search(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) 
     settings = recipe if isinstance(recipe, Settings) else from_dict(recipe.model_dump() if recipe else {}, "recipe")
     given, said = settings.tree, list[str]()
     job = _with_tokens(job, said)
+    space.layouts(cluster, given)  # a layout that the devices cannot have is told before the batch it would need
     base = _base(job, cluster, settings, said)
     candidates = [_price(job, cluster, candidate) for candidate in space.recipes(base, cluster, given)]
     if not candidates:
@@ -82,7 +84,8 @@ def search(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) 
     chosen = _intervals(job, cluster, best, given, said)
     kept = tuple(key for key, _ in leaves(given))
     if kept and not isinstance(recipe, Recipe):
-        said.append("kept as given: " + ", ".join(kept))
+        more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
+        said.append(f"kept as given: {', '.join(kept[:NAMED])}{more}")
     made = Plan(
         job=job,
         cluster=cluster,

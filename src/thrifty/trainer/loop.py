@@ -16,7 +16,7 @@ from thrifty.data.prepare import Prepared, prepare
 from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.shard import release_gathered, set_last_microbatch
-from thrifty.spec.bill import Bill
+from thrifty.spec.bill import MEMORY_TERMS, Bill
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
 from thrifty.trainer import checkpoint, memory
@@ -70,7 +70,6 @@ def execute(
         ThriftyError: the data does not fit the plan, a loss is not finite, or a checkpoint cannot be written or read.
     """
     with TrafficCounter(world.link_of, ignore=(world.control, world.writer)) as traffic, limits:
-        runtime_bytes = memory.resident_bytes()
         prepared = _prepare(plan, world, record.note)
         train, val = _samples(plan, prepared)
         built = build(plan, world)
@@ -81,7 +80,6 @@ def execute(
         record.begin(plan, world, prepared, resumed_from=start if resume else None)
         meter = Meter(plan, world, began, traffic, base, paid_seconds)
         run = Run(plan, world, built, train, val, meter, checkpoints, record, limits, step=start)
-        run.memory["runtime"] = runtime_bytes
         if base is not None:
             for name in ("tokens", "evaluated_tokens", "loss", "tokens_in_loss"):
                 setattr(run, name, base[name])
@@ -245,9 +243,13 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropy over targets; the first one also counts what it keeps for the backward pass."""
     if "activations" in run.memory:
         return run.built.model(tokens, targets)
-    with memory.count_saved(run.built.model, run.plan.job.model.vocab_size) as saved:
-        loss = run.built.model(tokens, targets)
+    model = run.built.model
+    gathered = memory.Gathered(model, model.blocks)
+    with memory.count_saved(model, run.plan.job.model.vocab_size) as saved:
+        loss = model(tokens, targets)
+    gathered.stop()
     run.memory["activations"], run.memory["logits"] = saved.activation_bytes, saved.logit_bytes
+    run.memory["communication"] = gathered.peak_bytes if run.world.size > 1 else 0
     return loss
 
 
@@ -336,17 +338,16 @@ def _bill(run: Run) -> Bill:
     run.memory["parameters"] = memory.parameter_bytes(model)
     run.memory["optimizer"] = memory.optimizer_bytes(run.built.optimizer)
     peak = memory.peak_bytes(world.device)
-    terms = ("parameters", "gradients", "optimizer", "activations", "logits", "runtime")
-    # What is left of the peak is gathered parameters, reduce buffers and allocator slack; one rank gathers nothing.
-    run.memory["communication"] = max(0.0, peak - sum(run.memory.get(t, 0) for t in terms)) if world.size > 1 else 0.0
-    names = sorted({*terms, "communication"})
-    *largest, peak_bytes = world.max(*(run.memory.get(name, 0.0) for name in names), peak)
+    run.memory["communication"] = run.memory.get("communication", 0) + run.meter.traffic.largest_buffer_bytes
+    # The rest of the peak: interpreter, libraries, temporaries of single operations, and what the allocator keeps.
+    run.memory["runtime"] = max(0.0, peak - sum(run.memory.values()))
+    *largest, peak_bytes = world.max(*(run.memory.get(name, 0.0) for name in MEMORY_TERMS), peak)
     return run.meter.bill(
         steps=max(1, run.step),
         tokens=run.tokens,
         step_seconds=run.step_seconds,
         evaluated_tokens=run.evaluated_tokens,
-        memory=dict(zip(names, largest, strict=True)),
+        memory=dict(zip(MEMORY_TERMS, largest, strict=True)),
         peak_bytes=peak_bytes,
         loss=run.loss,
         tokens_in_loss=run.tokens_in_loss,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import resource
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -110,9 +109,21 @@ def count_saved(model: nn.Module, vocab_size: int) -> Iterator[Saved]:
     found.logit_bytes = logits.peak_bytes
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds now."""
-    return int(psutil.Process().memory_info().rss)
+class Gathered:
+    """Follows the bytes of parameters that sharding has gathered, seen after each block of a forward pass."""
+
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        self.peak_bytes = 0
+        self._model = model
+        self._handles = [block.register_forward_hook(self._look) for block in blocks]
+
+    def _look(self, *_: Any) -> None:
+        gathered = sum(p.numel() * p.element_size() for p in self._model.parameters() if not hasattr(p, "to_local"))
+        self.peak_bytes = max(self.peak_bytes, gathered)
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 def peak_bytes(device: torch.device) -> int:
