@@ -72,6 +72,8 @@ def test_the_law_is_silent_outside_its_range() -> None:
     assert figure.unit == "nat/token"
     assert "vocabularies" in why_not(job("tiny-10m"), 1e9)
     assert "5M" in why_not(job(), 5e6)
+    assert "82k" not in why_not(job(), 8e9)
+    assert "tokens and more" in why_not(job(), 8e9, 82e3)
     bytes_of_my_own = Data(path="mine.txt", tokenizer=Tokenizer(kind="bytes"))
     assert "bytes" in why_not(job(data=bytes_of_my_own), 8e9)
     assert predicted_loss(job(data=bytes_of_my_own), 8e9, 1e9) is None

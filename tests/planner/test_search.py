@@ -110,6 +110,14 @@ def test_bf16_is_taken_only_where_it_gains() -> None:
     assert plan(job("tiny-3m", sequence_length=256), slow).recipe.precision == "fp32"
 
 
+def test_a_short_run_is_planned_by_its_steps_not_by_its_start_up() -> None:
+    short, long = (
+        plan(job(steps=n), cluster("8xa100"), from_dict({"batch": {"sequences": 256}}, "t")) for n in (3, 3000)
+    )
+    assert short.recipe.precision == long.recipe.precision == "bf16"
+    assert short.recipe.recompute == long.recipe.recompute == "none"
+
+
 def test_compiling_does_not_pay_for_a_short_run() -> None:
     found = plan(job("tiny-1m", sequence_length=128, steps=50), laptop())
     assert found.recipe.compile is False

@@ -18,6 +18,7 @@ SOURCE = "E + A/N^alpha + B/D^beta, Besiroglu et al. 2024 (arXiv:2404.10102), we
 
 SMALLEST_VOCABULARY = 16_000
 SMALLEST_MODEL = 10e6
+FEWEST_TOKENS = 100e6
 # Nats below and above the law that hold nine tenths of 95 models of 11M to 0.9B parameters, trained on three web
 # corpora and scored on C4 (mlfoundations/scaling, 2024): data and tokenizer move the loss by more than the fit's error.
 INTERVAL_NATS = (-0.35, 0.50)
@@ -33,8 +34,8 @@ def loss(parameters: float, tokens: float) -> float:
     return float(E + A / parameters**ALPHA + B / tokens**BETA)
 
 
-def why_not(job: Job, parameters: float) -> str:
-    """Why the law does not apply to a job; empty where it does."""
+def why_not(job: Job, parameters: float, tokens: float | None = None) -> str:
+    """Why the law does not apply to a job; empty where it does. Without tokens, whether some number of them would do."""
     kind = job.data.tokenizer.kind
     if job.data != Data() and kind in ("bytes", "chars"):
         return f"the loss law is for BPE tokens, not {kind}"
@@ -42,12 +43,14 @@ def why_not(job: Job, parameters: float) -> str:
         return f"the loss law is for vocabularies of {SMALLEST_VOCABULARY:,} and more, not {job.model.vocab_size:,}"
     if parameters < SMALLEST_MODEL:
         return f"the loss law is for {_count(SMALLEST_MODEL)} parameters and more, not {_count(parameters)}"
+    if tokens is not None and tokens < FEWEST_TOKENS:
+        return f"the loss law is for {_count(FEWEST_TOKENS)} tokens and more, not {_count(tokens)}"
     return ""
 
 
 def predicted_loss(job: Job, parameters: float, tokens: float) -> Figure | None:
     """The loss as a figure with an interval; none where the law does not apply (`why_not` says why)."""
-    if why_not(job, parameters):
+    if why_not(job, parameters, tokens):
         return None
     value = loss(parameters, tokens)
     return modelled(value, "nat/token", SOURCE, low=value + INTERVAL_NATS[0], high=value + INTERVAL_NATS[1])

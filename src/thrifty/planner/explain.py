@@ -93,7 +93,7 @@ def explain(found: Search) -> Explanation:
         limits=dict(sorted(shares.items(), key=lambda item: -item[1])),
         assumptions=tuple(_assumptions(plan)),
         runners_up=tuple(map(_way, found.runners_up)),
-        no_loss=loss_law.why_not(plan.job, total_parameters(plan.job.model)),
+        no_loss=loss_law.why_not(plan.job, total_parameters(plan.job.model), plan.predicted.tokens.value),
         tried=found.tried,
         excluded=found.excluded,
         kept=found.kept,

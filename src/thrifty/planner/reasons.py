@@ -24,6 +24,13 @@ def threshold(lever: str, cluster: Cluster) -> float:
     return _THRESHOLDS[lever].get(cluster.accelerator.kind, _THRESHOLD[lever])
 
 
+def saved(lever: str, on: Candidate, off: Candidate) -> float:
+    """Share of the time that a lever saves: of the steps, or of the whole run where the lever lengthens the start-up."""
+    if lever == "compile":
+        return 1 - on.run.seconds / off.run.seconds
+    return 1 - on.run.step.total / off.run.step.total
+
+
 def levers(job: Job, cluster: Cluster, best: Candidate, candidates: Sequence[Candidate], given: Tree) -> list[str]:
     """Why each lever that was left open stands where it stands."""
     said = []
@@ -109,10 +116,10 @@ def _gated(lever: str, cluster: Cluster, best: Candidate, candidates: Sequence[C
         return f"{head}: {name(value)} {_too_large(cluster, candidates, lambda r: getattr(r, lever) == value)}"
     if chosen != plain:
         return f"{head}: {name(value)} {_compared(other, best)}"
-    saved = max(1 - other.run.seconds / best.run.seconds, 0.0)
-    if not saved:
+    gain = saved(lever, other, best)
+    if gain <= 0:
         return f"{head}: {name(value)} {_compared(other, best)}"
-    return f"{head}: {name(value)} would save {saved:.1%}, under the {threshold(lever, cluster):.0%} that it must"
+    return f"{head}: {name(value)} would save {gain:.1%}, under the {threshold(lever, cluster):.0%} that it must"
 
 
 def _recompute(cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
@@ -148,8 +155,8 @@ def _exchange(job: Job, cluster: Cluster, best: Candidate) -> str:
     if best.recipe.layout.ranks == 1:
         return "exchange none: one rank"
     halved = best.recipe.model_copy(update={"exchange": best.recipe.exchange.model_copy(update={"dtype": "bf16"})})
-    saved = 1 - estimate(job, cluster, halved).seconds / best.run.seconds
-    return f"exchange fp32: bf16 would save {max(0.0, saved):.1%} and round gradients; --set recipe.exchange.dtype=bf16"
+    gain = 1 - estimate(job, cluster, halved).seconds / best.run.seconds
+    return f"exchange fp32: bf16 would save {max(0.0, gain):.1%} and round gradients; --set recipe.exchange.dtype=bf16"
 
 
 def no_fit(job: Job, cluster: Cluster, candidates: Sequence[Candidate], given: Tree) -> ThriftyError:

@@ -166,14 +166,20 @@ def choose(cluster: Cluster, fitting: Sequence[Candidate]) -> Candidate:
         off = [c for c in pool if getattr(c.recipe, lever) == plain]
         on = [c for c in pool if getattr(c.recipe, lever) != plain]
         if on and off:
-            saved = 1 - cheapest(on).run.usd / cheapest(off).run.usd if cheapest(off).run.usd else 0.0
-            faster = 1 - cheapest(on).run.seconds / cheapest(off).run.seconds
-            pool = on if max(saved, faster) > reasons.threshold(lever, cluster) else off
+            saved = reasons.saved(lever, cheapest(on), cheapest(off))
+            pool = on if saved > reasons.threshold(lever, cluster) else off
     least = cheapest(pool)
     near = [
-        c for c in pool if c.run.usd <= least.run.usd * (1 + NEAR) and c.run.seconds <= least.run.seconds * (1 + NEAR)
+        c
+        for c in pool
+        if c.run.usd <= least.run.usd * (1 + NEAR) and _steps_seconds(c) <= _steps_seconds(least) * (1 + NEAR)
     ]
     return min(near, key=lambda c: (c.run.memory.peak, c.run.seconds))
+
+
+def _steps_seconds(candidate: Candidate) -> float:
+    """Time in steps: in a short run, start-up would make everything look alike."""
+    return candidate.run.steps * candidate.run.step.total
 
 
 def cheapest(candidates: Sequence[Candidate]) -> Candidate:
