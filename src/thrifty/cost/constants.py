@@ -22,7 +22,7 @@ ACHIEVABLE_SHARE: Final = 0.80
 
 # --- attention -------------------------------------------------------------------------------------------------------
 # Fused attention over s tokens runs at share x s / (s + half) of the matrix rate, counting causal FLOPs. GPU: the one
-# constant fitted to whole runs (31 MPT runs on A100, mosaicml/llm-foundry, 2023-11: flash attention of that time).
+# constant fitted to whole runs (31 MPT runs on A100, mosaicml/llm-foundry scripts/train/benchmarking, read 2025-07).
 # CPU: torch 2.13 on an AVX-512 core, 64 to 2,048 tokens; in bf16 it keeps fp32's pace and suffers more when short.
 ATTENTION_SHARE: Final = {"gpu": 0.35, "tpu": 0.35, "cpu": 0.65}
 ATTENTION_HALF: Final = {"gpu": (0.0, 0.0), "tpu": (0.0, 0.0), "cpu": (120.0, 200.0)}  # (fp32, bf16), in tokens

@@ -35,7 +35,7 @@ def loss(parameters: float, tokens: float) -> float:
 
 
 def why_not(job: Job, parameters: float, tokens: float | None = None) -> str:
-    """Why the law does not apply to a job; empty where it does. Without tokens, whether some number of them would do."""
+    """Why the law does not apply to a job; empty where it does. Without tokens: to whatever number of them."""
     kind = job.data.tokenizer.kind
     if job.data != Data() and kind in ("bytes", "chars"):
         return f"the loss law is for BPE tokens, not {kind}"
@@ -94,7 +94,7 @@ def compute_optimal_tokens(parameters: float) -> float:
 def _count(number: float) -> str:
     if not math.isfinite(number) or number >= 1e15:
         return f"{number:.2g}"
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.3g}{suffix}"
     return f"{number:.0f}"

@@ -20,12 +20,12 @@ _THRESHOLD = {"precision": 0.02, "compile": 0.03}
 
 
 def threshold(lever: str, cluster: Cluster) -> float:
-    """Share of money or time that a lever must save; more for compiling on a CPU, which needs a C++ compiler there."""
+    """Share of time that a lever must save; more for compiling on a CPU, which needs a C++ compiler there."""
     return _THRESHOLDS[lever].get(cluster.accelerator.kind, _THRESHOLD[lever])
 
 
 def saved(lever: str, on: Candidate, off: Candidate) -> float:
-    """Share of the time that a lever saves: of the steps, or of the whole run where the lever lengthens the start-up."""
+    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up."""
     if lever == "compile":
         return 1 - on.run.seconds / off.run.seconds
     return 1 - on.run.step.total / off.run.step.total
@@ -66,12 +66,12 @@ def _cheapest(candidates: Sequence[Candidate], like: Callable[[Recipe], bool]) -
 
 
 def _compared(other: Candidate, best: Candidate) -> str:
-    """What another candidate costs beside the chosen one, or takes where nothing costs money."""
-    one, two = (best.run.usd, other.run.usd) if best.run.usd else (best.run.seconds, other.run.seconds)
-    change = two / one - 1
-    if abs(change) < 0.01:
+    """What another candidate's steps cost beside the chosen one's; compiled or not, what the whole run costs."""
+    whole = other.recipe.compile != best.recipe.compile
+    ratio = other.run.seconds / best.run.seconds if whole else other.run.step.total / best.run.step.total
+    if abs(ratio - 1) < 0.01:
         return "costs the same within 1%"
-    return f"costs {change:+.0%}" if change < 1 else f"costs {two / one:.1f} times as much"
+    return f"costs {ratio - 1:+.0%}" if ratio < 2 else f"costs {ratio:.1f} times as much"
 
 
 def _too_large(cluster: Cluster, candidates: Sequence[Candidate], like: Callable[[Recipe], bool]) -> str:

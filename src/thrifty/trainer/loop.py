@@ -72,6 +72,7 @@ def execute(
     with TrafficCounter(world.link_of, ignore=(world.control, world.writer)) as traffic, limits:
         prepared = _prepare(plan, world, record.note)
         train, val = _samples(plan, prepared)
+        memory.reset_peak(world.device)
         built = build(plan, world)
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
         base, paid_seconds, start = None, 0.0, 0

@@ -6,8 +6,9 @@ import resource
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,9 +127,24 @@ class Gathered:
             handle.remove()
 
 
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Starts `peak_bytes` anew, so that preparing the data does not count as training. Linux and CUDA only."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        _CLEAR_REFS.write_text("5")  # resets VmHWM; see proc(5)
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process ever held: the CUDA allocator's reserved peak, or the peak resident set."""
+    """The most memory held since `reset_peak`: the CUDA allocator's reserved peak, or the peak resident set."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    with suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024  # written in kB, which are KiB
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
