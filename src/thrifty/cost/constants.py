@@ -45,6 +45,8 @@ OVERLAP_SLOWDOWN: Final = 1.1
 GLOO_REDUCE_SCATTER: Final = 2.0
 # Host time of FSDP2 around one collective (hooks, copies in and out), hidden behind kernels on a GPU.
 SHARDING_HOST_SECONDS: Final = 3e-4
+# Host time of clipping and updating one sharded tensor, over a plain one's dispatch (torch 2.13, 2026-11).
+SHARDED_UPDATE_SECONDS: Final = 4e-5
 STEERING_MESSAGES: Final = 2  # small all-reduces of a step: target count and stop flags, loss
 
 # --- around the steps ------------------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     sent = collectives(shape, cluster, recipe)
     exposed = _exposed(sent, block_forward, block_backward, shape.layers, recipe.accumulation, rank.kind)
     updates = 40.0 * held.shard  # AdamW reads 4 and writes 3 words of 4 bytes, clipping reads 2 and writes 1
-    optimizer = updates / rank.bandwidth + 2 * held.tensors * rank.op_seconds
+    sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
+    optimizer = updates / rank.bandwidth + held.tensors * (2 * rank.op_seconds + sharded)
     limits = {
         "matrix products": computed.products,
         "attention": computed.attention,
