@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from thrifty.trainer.probe import cpu_name
+
 ROOT = Path(__file__).resolve().parent.parent
 HAND = ROOT / "benchmarks" / "handwritten.py"
 # arm -> (shape, extra arguments of the hand-written loop, or settings of the trainer)
@@ -66,6 +68,11 @@ def thrifty(shape: str, steps: int, settings: list[str], data: Path | None) -> f
     return (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
 
 
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {"processor": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="the tinyshakespeare text")
@@ -97,14 +104,9 @@ def main() -> None:
                 print(f"  {ours} / {null}: median {statistics.median(pairs):.3f}, {min(pairs):.3f} to {max(pairs):.3f}")
     if not results:
         raise SystemExit(2)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     merged = json.loads(args.out.read_text()) if args.out.exists() else {}
-    merged |= {"date": time.strftime("%Y-%m-%d"), "machine": machine, **results}
+    merged |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **results}
     args.out.write_text(json.dumps(merged, indent=1) + "\n")
     print(f"\nwritten: {args.out}")
 

@@ -41,8 +41,9 @@ COMPILE_SECONDS: Final = {"cpu": 25.0, "gpu": 60.0, "tpu": 60.0}
 # A GPU's copies run beside its kernels and slow them a little (Galvatron ships 1.126); gloo runs on the cores that
 # compute, so on a CPU nothing is hidden.
 OVERLAP_SLOWDOWN: Final = 1.1
-# gloo has no reduce-scatter of its own: it took twice an all-gather of the same bytes (torch 2.13, two ranks, 2026-11).
-GLOO_REDUCE_SCATTER: Final = 2.0
+# gloo has no reduce-scatter of its own: of 0.25 to 4 MiB it took 2.8 to 4.9 times an all-gather that sends as much
+# (torch 2.13, two ranks on two cores, 2026-11); the lower end, since larger messages tend to it.
+GLOO_REDUCE_SCATTER: Final = 2.8
 # Host time of FSDP2 around one collective (hooks, copies in and out), hidden behind kernels on a GPU.
 SHARDING_HOST_SECONDS: Final = 3e-4
 # Host time of clipping and updating one sharded tensor, over a plain one's dispatch (torch 2.13, 2026-11).
@@ -50,10 +51,12 @@ SHARDED_UPDATE_SECONDS: Final = 4e-5
 STEERING_MESSAGES: Final = 2  # small all-reduces of a step: target count and stop flags, loss
 
 # --- around the steps ------------------------------------------------------------------------------------------------
-STEP_HOST_SECONDS: Final = {"cpu": 5e-4, "gpu": 2e-3, "tpu": 2e-3}  # the loop itself: batch, logging, schedule
+STEP_HOST_SECONDS: Final = {"cpu": 2e-4, "gpu": 2e-3, "tpu": 2e-3}  # the loop itself: batch, logging, schedule
 STARTUP_SECONDS: Final = {"cpu": 6.0, "gpu": 60.0, "tpu": 120.0}  # imports, process groups, first kernels, data open
 # Written and verified by one node; assumed: a laptop's disk, NVMe or a modest parallel file system.
 CHECKPOINT_BYTES_PER_S: Final = {"cpu": 5e8, "gpu": 1e9, "tpu": 1e9}
+# The index, reading back, hashing, renaming and the ranks' agreement, however small the model (torch 2.13, 2026-11).
+CHECKPOINT_FIXED_SECONDS: Final = {"cpu": 0.18, "gpu": 0.5, "tpu": 0.5}
 CHECKPOINT_BYTES_PER_PARAMETER: Final = 12  # fp32 weights and two AdamW moments
 
 # --- the model's own kernels -----------------------------------------------------------------------------------------
@@ -72,5 +75,8 @@ USABLE_MEMORY: Final = {"gpu": 0.92, "tpu": 0.92, "cpu": 0.85}
 # --- intervals: factors below and above a figure ---------------------------------------------------------------------
 # GPU: holds 95% of the 119 MPT runs (benchmarks/score_planner.py). CPU: assumed, shared machines vary by more.
 TIME_INTERVAL: Final = {"gpu": (0.87, 1.15), "tpu": (0.7, 1.4), "cpu": (0.7, 1.5)}
+# Parts that depend on the disk, the operating system and the other ranks more than on arithmetic: assumed.
+LOOSE_PARTS: Final = ("startup", "communication", "optimizer", "data", "checkpoint")
+LOOSE_INTERVAL: Final = (0.4, 2.5)
 # Tensors kept are counted; what kernels and the allocator hold beside them is not.
 ACTIVATION_INTERVAL: Final = (0.95, 1.15)

@@ -60,7 +60,7 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
         maker="predicted",
         seconds=time(run.seconds, "s", "sum of the parts"),
         step_seconds=time(run.step.total, "s", "roofline and alpha-beta"),
-        seconds_by_part={name: time(seconds, "s", _PART_SOURCES[name]) for name, seconds in run.parts.items()},
+        seconds_by_part={name: _part(name, seconds, time) for name, seconds in run.parts.items()},
         steps=modelled(run.steps, "1", "tokens over tokens a step" if job.steps is None else "given"),
         tokens=modelled(tokens, "token", "steps x sequences x sequence length"),
         tokens_per_second=rate(tokens / in_steps, "token/s", "tokens over time in steps"),
@@ -81,6 +81,15 @@ def _proportional(kind: str) -> Callable[[float, str, str], Figure]:
     """Makes figures that are proportional to time, with time's interval."""
     below, above = constants.TIME_INTERVAL[kind]
     return lambda value, unit, source: modelled(value, unit, source, low=value * below, high=value * above)
+
+
+def _part(name: str, seconds: float, time: Callable[[float, str, str], Figure]) -> Figure:
+    """One part of the wall time; some are known less well than the whole."""
+    figure = time(seconds, "s", _PART_SOURCES[name])
+    if name not in constants.LOOSE_PARTS:
+        return figure
+    below, above = constants.LOOSE_INTERVAL
+    return figure.model_copy(update={"low": seconds * below, "high": seconds * above})
 
 
 def _inverse(kind: str) -> Callable[[float, str, str], Figure]:

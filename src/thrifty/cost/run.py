@@ -87,7 +87,9 @@ def evaluation_batches(recipe: Recipe) -> int:
 
 def checkpoint_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> float:
     """One checkpoint: parameters and optimizer states written by all nodes, or copied and written aside."""
+    kind = cluster.accelerator.kind
     total = constants.CHECKPOINT_BYTES_PER_PARAMETER * counts(job.model).total
     if recipe.checkpoint.asynchronous:
         return total / recipe.layout.shard / cluster.accelerator.memory_bandwidth.value
-    return total / (constants.CHECKPOINT_BYTES_PER_S[cluster.accelerator.kind] * cluster.nodes)
+    written = total / (constants.CHECKPOINT_BYTES_PER_S[kind] * cluster.nodes)
+    return constants.CHECKPOINT_FIXED_SECONDS[kind] + written

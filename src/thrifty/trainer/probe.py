@@ -27,7 +27,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def probe(*, refresh: bool = False) -> dict[str, Any]:
     """What this machine is and what it reached just now.
 
-    Returns a dict with `name`, `kind` (`cpu` or `gpu`), `devices`, `memory_bytes` (one device's), `flops` by dtype,
+    Returns a dict with `name`, `kind` (`cpu` or `gpu`), `devices`, `memory_bytes` (one device's), `flops` (best) and
+    `usual_flops` (median) by dtype,
     `memory_bytes_per_s`, `op_seconds`, `runtime_bytes`, `date`, `busy`; on a CPU the rates are the whole machine's.
     """
     path = _cache_path()
@@ -39,7 +40,6 @@ def probe(*, refresh: bool = False) -> dict[str, Any]:
     if before is not None:
         # Other work slows a measurement and never quickens it, so the faster of the two says more about the hardware.
         found["flops"] = {name: max(rate, before["flops"][name]) for name, rate in found["flops"].items()}
-        found["memory_bytes_per_s"] = max(found["memory_bytes_per_s"], before["memory_bytes_per_s"])
         found["op_seconds"] = min(found["op_seconds"], before["op_seconds"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _cached(path: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return None  # absent, or damaged: measured again
-    return found if "busy" in found else None
+    return found if {"busy", "usual_flops"} <= found.keys() else None
 
 
 def _is_busy() -> bool:
@@ -91,18 +91,20 @@ def _cache_path() -> Path:
     return cache_folder() / f"probe-{key}.json"
 
 
-def _best_seconds(work: Callable[[], object], budget_seconds: float) -> float:
-    """The fastest of as many runs as fit: on a shared machine the fastest says most about the hardware."""
+def _times(work: Callable[[], object], budget_seconds: float) -> list[float]:
+    """Sorted times of as many runs as fit; the first, which warms up, is left out."""
     work()
-    best, end = float("inf"), time.perf_counter() + budget_seconds
+    found = []
+    end = time.perf_counter() + budget_seconds
     while time.perf_counter() < end:
         begin = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - begin)
-    return best
+        found.append(time.perf_counter() - begin)
+    return sorted(found)
 
 
-def _matrix_flops(dtype: torch.dtype, device: str, size: int, sync: Callable[[], object]) -> float:
+def _matrix_flops(dtype: torch.dtype, device: str, size: int, sync: Callable[[], object]) -> tuple[float, float]:
+    """The best and the median rate: what the hardware can do, and what a run on it may expect."""
     a = torch.randn(size, size, device=device).to(dtype)
     weight = torch.randn(size, size, device=device).to(dtype)
 
@@ -110,7 +112,13 @@ def _matrix_flops(dtype: torch.dtype, device: str, size: int, sync: Callable[[],
         F.linear(a, weight)
         sync()
 
-    return 2 * size**3 / _best_seconds(work, 0.2)
+    times = _times(work, 0.25)
+    return 2 * size**3 / times[0], 2 * size**3 / times[len(times) // 2]
+
+
+def _rates(device: str, size: int, sync: Callable[[], object]) -> dict[str, dict[str, float]]:
+    found = {name: _matrix_flops(dtype, device, size, sync) for name, dtype in _DTYPES.items()}
+    return {"flops": {n: best for n, (best, _) in found.items()}, "usual_flops": {n: u for n, (_, u) in found.items()}}
 
 
 def _op_seconds(device: str) -> float:
@@ -123,22 +131,23 @@ def _op_seconds(device: str) -> float:
         for _ in range(ops):
             y = y * 1.0001
 
-    return _best_seconds(work, 0.05) / ops
+    return _times(work, 0.05)[0] / ops
 
 
 def _probe_cpu() -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(cores())
     try:
-        flops = {name: _matrix_flops(dtype, "cpu", 1024, lambda: None) for name, dtype in _DTYPES.items()}
+        rates = _rates("cpu", 1024, lambda: None)
         source = torch.randn(16 * 2**20)  # 64 MiB: more than the caches hold
         target = torch.empty_like(source)
-        bandwidth = 2 * source.numel() * 4 / _best_seconds(lambda: target.copy_(source), 0.2)
+        times = _times(lambda: target.copy_(source), 0.2)
+        bandwidth = 2 * source.numel() * 4 / times[len(times) // 2]
     finally:
         torch.set_num_threads(threads)
     return {
         "name": cpu_name(), "kind": "cpu", "devices": cores(), "memory_bytes": psutil.virtual_memory().total / cores(),
-        "flops": flops, "memory_bytes_per_s": bandwidth, "op_seconds": _op_seconds("cpu"),
+        **rates, "memory_bytes_per_s": bandwidth, "op_seconds": _op_seconds("cpu"),
         "runtime_bytes": psutil.Process().memory_info().rss,
     }  # fmt: skip
 
@@ -153,10 +162,10 @@ def _probe_gpu() -> dict[str, Any]:
         target.copy_(source)
         torch.cuda.synchronize()
 
-    bandwidth = 2 * source.numel() / _best_seconds(copy, 0.1)
+    bandwidth = 2 * source.numel() / _times(copy, 0.1)[0]
     return {
         "name": device.name, "kind": "gpu", "devices": torch.cuda.device_count(), "memory_bytes": device.total_memory,
-        "flops": {n: _matrix_flops(d, "cuda", 8192, torch.cuda.synchronize) for n, d in _DTYPES.items()},
+        **_rates("cuda", 8192, torch.cuda.synchronize),
         "memory_bytes_per_s": bandwidth, "op_seconds": _op_seconds("cuda"),
         "runtime_bytes": device.total_memory - torch.cuda.mem_get_info()[0],
     }  # fmt: skip
