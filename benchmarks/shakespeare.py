@@ -77,9 +77,8 @@ def main() -> None:
     for name, found in arms.items():
         losses = [loss for loss, _ in found]
         print(f"{name:13} validation loss mean {statistics.mean(losses):.4f}, {min(losses):.4f} to {max(losses):.4f}")
-    print(
-        f"tokens/s, thrifty over hand-written: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}"
-    )
+    middle = statistics.median(ratios)
+    print(f"tokens/s, thrifty over hand-written: median {middle:.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     content = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),

@@ -212,3 +212,17 @@ def test_thousands_of_recipes_are_priced_in_a_second() -> None:
     found = search(job("llama-3-8b", sequence_length=8192, tokens=10**11), cluster("1024xh100"))
     assert found.tried > 100
     assert time.process_time() - begin < found.tried / 100
+
+
+def test_checkpoints_are_written_aside_only_where_waiting_costs() -> None:
+    """An 8B model saved every hundred steps waits for minutes; saved every half hour it does not."""
+    shape = build(ModelShape, lookup.model("llama-3-8b"), "")
+    job = Job(model=shape, tokens=10**11, sequence_length=8192)
+    cluster = build(Cluster, lookup.cluster("64xh100"), "")
+    often = plan(job, cluster, from_dict({"checkpoint": {"every_steps": 5}}, "test"))
+    assert often.recipe.checkpoint.asynchronous
+    assert any("checkpoint.asynchronous" in reason for reason in often.reasons)
+    seldom = plan(job, cluster, from_dict({"checkpoint": {"every_steps": 1000}}, "test"))
+    assert not seldom.recipe.checkpoint.asynchronous
+    kept = plan(job, cluster, from_dict({"checkpoint": {"every_steps": 5, "asynchronous": False}}, "test"))
+    assert not kept.recipe.checkpoint.asynchronous

@@ -18,6 +18,7 @@ from thrifty.spec.recipe import Recipe
 # arXiv:2407.21783, section 3.3.4). Young 1974: the interval that loses least is sqrt(2 x cost x time between failures).
 DEVICE_HOURS_BETWEEN_FAILURES = 50_000
 LONGEST_CHECKPOINT_INTERVAL_SECONDS = 1800.0
+WAITING_SHARE = 0.01  # of the time, for checkpoints that training waits for
 EVALUATION_SHARE = 0.02  # of the time in steps, at most
 MOST_EVALUATIONS = 20
 WARMUP_SHARE, LONGEST_WARMUP = 0.05, 2000  # of the steps; 2000 as DeepSeek LLM and Llama 2 had
@@ -105,6 +106,19 @@ def checkpoint_interval(job: Job, cluster: Cluster, recipe: Recipe, run: Run) ->
         return Chosen(0, "checkpoint only at the end: the run is shorter than half an hour")
     rule = "Young's rule" if young < LONGEST_CHECKPOINT_INTERVAL_SECONDS else "at most"
     return Chosen(every, f"checkpoint every {every} steps: {rule} {seconds / 60:.0f} min between them")
+
+
+def checkpoint_asynchronous(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> Chosen:
+    """Whether to write checkpoints while training goes on: where waiting for them would take over 1% of the time.
+
+    It copies the states once more in host memory, so where waiting is cheap, waiting is better.
+    """
+    every = recipe.checkpoint.every_steps
+    waiting = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"asynchronous": False})})
+    share = checkpoint_seconds(job, cluster, waiting) / (every * run.step.total) if every else 0.0
+    if share > WAITING_SHARE:
+        return Chosen(1, f"checkpoint.asynchronous: waiting for each would take {share:.1%} of the time")
+    return Chosen(0, "")
 
 
 def _round_up(value: float) -> int:

@@ -200,6 +200,11 @@ def _intervals(job: Job, cluster: Cluster, best: Candidate, given: Tree, said: l
         checkpoint = recipe.checkpoint.model_copy(update={"every_steps": int(chosen.value)})
         recipe = recipe.model_copy(update={"checkpoint": checkpoint})
         said.append(chosen.reason)
+    if at(given, "checkpoint.asynchronous") is None:
+        chosen = defaults.checkpoint_asynchronous(job, cluster, recipe, best.run)
+        checkpoint = recipe.checkpoint.model_copy(update={"asynchronous": bool(chosen.value)})
+        recipe = recipe.model_copy(update={"checkpoint": checkpoint})
+        said.extend([chosen.reason] if chosen.value else [])
     return Recipe.model_validate(recipe.model_dump())
 
 
