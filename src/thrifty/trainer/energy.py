@@ -73,11 +73,13 @@ def _nvml_handle(gpu_index: int) -> Any:
     """NVML's handle of a GPU, or None without NVML. Untested without an NVIDIA GPU."""
     try:
         import pynvml
-
+    except ImportError:
+        return None
+    try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(gpu_index)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # any failure of an optional counter means the next method; the bill names the method it used
+    except pynvml.NVMLError:  # no driver, or a GPU without the counter
         return None
     return handle
 

@@ -250,7 +250,7 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
         return run.built.model(tokens, targets)
     model = run.built.model
     gathered = memory.Gathered(model, model.blocks)
-    with memory.count_saved(model, run.plan.job.model.vocab_size) as saved:
+    with memory.count_saved(model, run.plan.job.model.vocab_size, run.plan.recipe.compile) as saved:
         loss = model(tokens, targets)
     gathered.stop()
     run.memory["activations"], run.memory["logits"] = saved.activation_bytes, saved.logit_bytes

@@ -6,7 +6,7 @@ import resource
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class _Logits(TorchDispatchMode):
 
 
 @contextmanager
-def count_saved(model: nn.Module, vocab_size: int) -> Iterator[Saved]:
+def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
     """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out.
 
     Compiled blocks run uncompiled meanwhile: what they would save can only be less.
@@ -102,7 +102,7 @@ def count_saved(model: nn.Module, vocab_size: int) -> Iterator[Saved]:
 
     logits = _Logits(vocab_size, weights)
     with (
-        torch.compiler.set_stance("force_eager"),
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),  # its import takes a second
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         logits,
     ):
