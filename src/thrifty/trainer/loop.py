@@ -187,7 +187,8 @@ def _wants_to_stop(run: Run) -> str | None:
         usd=run.meter.usd(),
         usd_per_second=run.meter.usd(1.0),
         seconds=run.meter.seconds_now(),
-        ahead_seconds=1.2 * (step_seconds + run.checkpoint_seconds),
+        # The next step, the last checkpoint and the bill, with room for a disk that is slower this time.
+        ahead_seconds=1.0 + 1.5 * (step_seconds + run.checkpoint_seconds),
     )
 
 
