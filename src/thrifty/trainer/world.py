@@ -57,10 +57,6 @@ class World:
         dist.all_gather_object(box, value, group=self.control)
         return box
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier(group=self.control)
-
     def link_of(self, ranks: list[int]) -> str:
         """Slowest link between ranks, which are placed node by node in rank order."""
         nodes = {rank // self.local_size for rank in ranks}
