@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from thrifty.spec.figure import Noun, Number, PositiveCount, Ratio, Tokens
+from thrifty.spec.figure import Count, Noun, Number, PositiveCount, Ratio, Tokens
 
 
 class RopeScaling(Noun):
@@ -18,10 +18,57 @@ class RopeScaling(Noun):
     original_max_positions: PositiveCount
 
 
-class ModelShape(Noun):
-    """One dense decoder, described by switches that span the GPT-2, Llama, Qwen and Mistral families.
+class Experts(Noun):
+    """Mixture of experts in the place of the MLP (Shazeer et al. 2017, arXiv:1701.06538).
 
     Attributes:
+        count: routed experts of a layer.
+        active: routed experts that each token passes through.
+        ffn: inner width of one expert.
+        shared: further experts of the same width that every token passes through (DeepSeekMoE, arXiv:2401.06066).
+        dense_layers: how many of the first layers keep the plain MLP of width `ffn` of the model.
+        imbalance: tokens on the fullest rank over the mean; 1 = perfectly balanced routing.
+    """
+
+    count: PositiveCount
+    active: PositiveCount
+    ffn: PositiveCount
+    shared: Annotated[Count, Field(ge=0)] = 0
+    dense_layers: Annotated[Count, Field(ge=0)] = 0
+    imbalance: Annotated[Number, Field(ge=1)] = 1.1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.active > self.count:
+            raise ValueError(f"active {self.active} experts of {self.count}; use at most {self.count}")
+        return self
+
+
+class LatentAttention(Noun):
+    """Multi-head latent attention: keys and values from one low-rank vector (DeepSeek-V2, arXiv:2405.04434).
+
+    Attributes:
+        q_rank: rank of the query's compression; none = queries come straight from the stream.
+        kv_rank: width of the vector that keys and values are made from, and that a cache keeps.
+        nope_dim: width of a head's key without position.
+        rope_dim: width of the rotary key that all heads share.
+        value_dim: width of a head's value.
+    """
+
+    q_rank: PositiveCount | None = None
+    kv_rank: PositiveCount
+    nope_dim: PositiveCount
+    rope_dim: PositiveCount
+    value_dim: PositiveCount
+
+
+class ModelShape(Noun):
+    """A transformer, described by switches that span the GPT-2, Llama, Qwen and Mistral families and their kin.
+
+    The trainer runs dense decoders. Mixtures of experts, latent attention, encoders and vision transformers are priced.
+
+    Attributes:
+        kind: `decoder` attends to what came before; `encoder` (BERT) to everything; `vit` to the patches of an image.
         vocab_size: rows of the embedding. A job file may say `auto`, which becomes the tokenizer's size.
         kv_heads: key/value heads (grouped-query attention); equals `heads` when left out.
         head_dim: width of a head; `hidden / heads` when left out.
@@ -29,11 +76,16 @@ class ModelShape(Noun):
         max_positions: longest sequence; rows of the table when positions are learned.
         mlp: `swiglu` has three matrices (gate, up, down); `gelu` (tanh form, as GPT-2) has two.
         bias: `none`; `qkv` on the three attention inputs only (Qwen2); `all` on every linear layer (GPT-2).
+        experts: a mixture of experts in place of the MLP; none = dense.
+        latent: multi-head latent attention; none = grouped queries as `kv_heads` says.
+        patch_size: pixels of one side of a patch (`vit`); `vocab_size` is then the number of classes.
+        channels: of the image (`vit`).
         sliding_window: each token attends to this many latest tokens (Mistral 7B v0.1); none = all.
         source: where the shape was read.
     """
 
     name: str = "custom"
+    kind: Literal["decoder", "encoder", "vit"] = "decoder"
     layers: PositiveCount
     hidden: PositiveCount
     heads: PositiveCount
@@ -52,6 +104,10 @@ class ModelShape(Noun):
     tied_embeddings: bool = False
     bias: Literal["none", "qkv", "all"] = "none"
     sliding_window: PositiveCount | None = None
+    experts: Experts | None = None
+    latent: LatentAttention | None = None
+    patch_size: PositiveCount | None = None
+    channels: PositiveCount = 3
     source: str = ""
 
     @model_validator(mode="before")
@@ -79,6 +135,10 @@ class ModelShape(Noun):
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError("rope_scaling needs positions: rope")
+        if (self.kind == "vit") != (self.patch_size is not None):
+            raise ValueError("kind: vit and patch_size go together: a vision transformer reads patches, no other does")
+        if self.experts is not None and self.experts.dense_layers > self.layers:
+            raise ValueError(f"experts.dense_layers {self.experts.dense_layers} exceeds layers {self.layers}")
         return self
 
 

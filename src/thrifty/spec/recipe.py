@@ -13,40 +13,51 @@ Positive = Annotated[Number, Field(gt=0)]
 
 
 class Layout(Noun):
-    """Ranks as a grid, outermost axis first: island x shard x pipeline x tensor.
+    """Ranks as a grid, outermost axis first: island x shard x pipeline x context x tensor.
+
+    What a model, a job and the software that runs it allow of this is in `spec.legal`.
 
     Attributes:
         island: replicas that all-reduce their gradients (hybrid sharding; plain data parallel when shard is 1).
-        shard: ranks that share one copy of parameters, gradients and optimizer state (fully sharded data parallel).
-        pipeline: stages. This version runs 1.
-        tensor: ranks that split each matrix. This version runs 1.
-        reshard_after_forward: free gathered parameters after the forward pass and gather them again for the backward
-            pass (ZeRO-3); off keeps them (ZeRO-2): less traffic, more memory.
+        shard: ranks that share one copy of what `zero` names.
+        pipeline: stages, each a run of layers.
+        context: ranks that split each sequence.
+        tensor: ranks that split each matrix.
+        expert: ranks that split the experts of a layer. They are taken from the data and context ranks, so this axis
+            adds none.
+        zero: what the shard axis divides (Rajbhandari et al. 2020, arXiv:1910.02054): 1 optimizer states, 2 and
+            gradients, 3 and parameters.
+        reshard_after_forward: under zero 3, free gathered parameters after the forward pass and gather them again for
+            the backward pass; off keeps them: less traffic, more memory.
+        sequence_parallel: split along the sequence what tensor parallelism leaves whole (norms, residual stream):
+            same traffic, less memory (Korthikanti et al. 2022, arXiv:2205.05198).
+        tensor_overlap: hide tensor-parallel traffic behind the matrix products it feeds (asynchronous TP).
+        schedule: order of microbatches in a pipeline. `zero_bubble` is ZB-H1, `zbv` the V shape of two chunks a stage
+            (Qi et al. 2023, arXiv:2401.10241; 2024, arXiv:2405.15362).
+        interleave: chunks of layers that each stage holds (`interleaved`; `zbv` has 2).
     """
 
     island: PositiveCount = 1
     shard: PositiveCount = 1
     pipeline: PositiveCount = 1
+    context: PositiveCount = 1
     tensor: PositiveCount = 1
+    expert: PositiveCount = 1
+    zero: Literal[1, 2, 3] = 3
     reshard_after_forward: bool = True
+    sequence_parallel: bool = True
+    tensor_overlap: bool = False
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"] = "1f1b"
+    interleave: PositiveCount = 1
 
     @property
     def ranks(self) -> int:
-        return self.island * self.shard * self.pipeline * self.tensor
+        return self.island * self.shard * self.pipeline * self.context * self.tensor
 
     @property
     def data_ranks(self) -> int:
         """Ranks that see different samples."""
         return self.island * self.shard
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for axis in ("pipeline", "tensor"):
-            if getattr(self, axis) != 1:
-                raise ValueError(
-                    f"{axis} = {getattr(self, axis)} is not supported yet; use 1 and spread over shard or island"
-                )
-        return self
 
 
 class Batch(Noun):
@@ -62,9 +73,14 @@ class Batch(Noun):
 
 
 class Optimizer(Noun):
-    """AdamW (Loshchilov & Hutter 2019) with fp32 states. Decay applies to matrices, not to norms and biases."""
+    """AdamW (Loshchilov & Hutter 2019). Decay applies to matrices, not to norms and biases.
+
+    Attributes:
+        state_bits: of each of the two moments.
+    """
 
     name: Literal["adamw"] = "adamw"
+    state_bits: Literal[32, 16, 8, 4] = 32
     lr: Positive = 1e-3
     beta1: Annotated[Ratio, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[Ratio, Field(ge=0, lt=1)] = 0.95
@@ -87,9 +103,17 @@ class Schedule(Noun):
 
 
 class Exchange(Noun):
-    """How gradients cross between ranks."""
+    """How gradients cross between ranks.
+
+    Attributes:
+        dtype: of gradients while they are reduced.
+        bits: that a gradient value takes between islands once compressed, all told; none = not compressed.
+        local_steps: optimizer steps of an island between two exchanges with the others (DiLoCo, arXiv:2311.08105).
+    """
 
     dtype: Literal["fp32", "bf16"] = "fp32"
+    bits: Annotated[Number, Field(gt=0, le=32)] | None = None
+    local_steps: PositiveCount = 1
 
 
 class Evaluation(Noun):
@@ -122,19 +146,25 @@ class Recipe(Noun):
     """How a job is run.
 
     Attributes:
+        software: what runs it. `thrifty` is this project's trainer; plans for the others are priced with their own
+            constants and written as their configuration.
         precision: `bf16` does matrix products and the residual stream in bf16 with fp32 master weights, gradients
-            and optimizer states; `fp32` does all in fp32.
-        recompute: `full` keeps only each block's input and computes the block again in the backward pass.
+            and optimizer states; `fp32` does all in fp32; `fp8` and `nvfp4` do the blocks' matrix products in that.
+        scaling: of low-precision matrix products: one scale a tensor, a row, or a block of values.
+        recompute: `full` keeps only each block's input and computes the block again in the backward pass;
+            `selective` computes only attention again.
         compile: torch.compile each block.
     """
 
+    software: Literal["thrifty", "torchtitan", "megatron", "deepspeed", "accelerate", "nanotron"] = "thrifty"
     layout: Layout = Layout()
     batch: Batch
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp8", "nvfp4"] = "bf16"
+    scaling: Literal["tensor", "row", "block"] = "tensor"
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     exchange: Exchange = Exchange()
-    recompute: Literal["none", "full"] = "none"
+    recompute: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from thrifty.spec import legal
 from thrifty.spec.bill import Bill
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
@@ -55,6 +56,7 @@ def run(plan: Plan, root: Path, options: Options, *, began: float | None = None)
         ThriftyError: bad input, or what stopped the run, with the last good checkpoint.
     """
     began = began or time.time()
+    legal.require(plan.job, plan.recipe)
     folder = RunFolder(root)
     in_torchrun = "RANK" in os.environ
     if int(os.environ.get("RANK", 0)) == 0:

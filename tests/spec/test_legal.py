@@ -1,0 +1,72 @@
+"""Illegal recipes are refused with the key at fault and a way out, in the words of `spec.legal`."""
+
+import pytest
+
+from thrifty.spec import legal
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.job import Experts, Job, LatentAttention, ModelShape
+from thrifty.spec.recipe import Batch, Layout, Recipe
+
+
+def job(**changes):
+    shape = {"layers": 8, "hidden": 64, "heads": 8, "kv_heads": 4, "ffn": 192, "vocab_size": 512} | changes
+    return Job(model=ModelShape(**shape), steps=1, sequence_length=64)
+
+
+def recipe(layout=None, sequences=32, micro=1, **rest):
+    batch = Batch(sequences=sequences, micro_sequences=micro)
+    return Recipe(**{"software": "megatron", "layout": Layout(**(layout or {})), "batch": batch} | rest)
+
+
+EXPERTS = Experts(count=8, active=2, ffn=32)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "how", "key", "what"),
+    [
+        (job(), recipe({"tensor": 3}), "layout.tensor", "does not divide heads 8"),
+        (job(heads=8, kv_heads=8, head_dim=8, ffn=100), recipe({"tensor": 8}), "layout.tensor", "ffn 100"),
+        (job(), recipe({"context": 3}), "layout.context", "does not divide sequence_length 64"),
+        (job(), recipe({"expert": 2, "shard": 4}), "layout.expert", "no experts to split"),
+        (job(experts=EXPERTS), recipe({"expert": 3, "shard": 4}), "layout.expert", "experts.count 8"),
+        (job(experts=EXPERTS), recipe({"expert": 8, "shard": 4}), "layout.expert", "4 data and context ranks"),
+        (job(), recipe({"pipeline": 16}), "layout.pipeline", "exceeds layers 8"),
+        (job(), recipe({"pipeline": 2, "schedule": "interleaved"}), "layout.interleave", "two chunks"),
+        (job(), recipe({"pipeline": 2, "interleave": 2}), "layout.schedule", "not 1f1b"),
+        (job(), recipe({"pipeline": 2, "schedule": "zbv"}), "layout.interleave", "holds two chunks"),
+        (
+            job(),
+            recipe({"pipeline": 4, "schedule": "interleaved", "interleave": 2}, sequences=6),
+            "layout.schedule",
+            "multiples of the 4",
+        ),
+        (job(), recipe({"pipeline": 2, "shard": 2}, software="deepspeed"), "layout.zero", "DeepSpeed"),
+        (job(), recipe({"tensor": 2}, software="thrifty"), "layout.tensor", "the trainer runs tensor 1, not 2"),
+        (job(), recipe({"zero": 1}, software="thrifty"), "layout.zero", "the trainer runs zero 3"),
+        (job(), recipe(precision="fp8", software="thrifty"), "precision", "the trainer runs precision fp32 or bf16"),
+        (job(), recipe(recompute="selective", software="thrifty"), "recompute", "the trainer runs recompute none"),
+        (job(experts=EXPERTS), recipe(software="thrifty"), "job.model", "dense decoders, not experts"),
+        (job(kind="encoder"), recipe(software="thrifty"), "job.model", "not kind encoder"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused(wanted, how, key, what):
+    with pytest.raises(ThriftyError, match=what) as caught:
+        legal.require(wanted, how)
+    assert key in caught.value.where
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "how"),
+    [
+        (job(), recipe(software="thrifty")),
+        (job(), recipe({"island": 2, "shard": 4, "reshard_after_forward": False}, software="thrifty")),
+        (job(), recipe({"tensor": 4, "pipeline": 2, "context": 2, "shard": 2})),
+        (job(), recipe({"tensor": 8})),  # more ranks than key heads, which are then repeated
+        (job(experts=EXPERTS), recipe({"expert": 8, "shard": 4, "context": 2})),
+        (job(), recipe({"pipeline": 4, "schedule": "interleaved", "interleave": 2}, sequences=8)),
+        (job(latent=LatentAttention(kv_rank=16, nope_dim=8, rope_dim=4, value_dim=8)), recipe({"tensor": 8})),
+    ],
+)
+def test_a_recipe_that_can_run_is_not(wanted, how):
+    assert legal.illegal(wanted, how) is None
