@@ -79,7 +79,7 @@ def score(job: Job, cluster: Cluster, recipe: Recipe, tokens_per_s_per_gpu: floa
     tokens = recipe.batch.sequences * job.sequence_length
     measured = tokens / (tokens_per_s_per_gpu * cluster.devices)
     flops = model_flops_per_token(job.model, job.sequence_length) * tokens
-    peak = rank_of(cluster, recipe.layout.ranks, "bf16").peak_flops * cluster.devices
+    peak = rank_of(cluster, recipe).peak_flops * cluster.devices
     predicted = step_seconds(job, cluster, recipe).total
     used = memory(job, cluster, recipe).peak if rest.get("measured_bytes") else None
     mfu = flops / (measured * peak)

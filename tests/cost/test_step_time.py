@@ -22,7 +22,7 @@ def test_a_step_is_the_sum_of_what_it_waits_for(model: ModelShape, how: Recipe, 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 4000))
 def test_no_product_beats_the_roofline(m: int, n: int, k: int) -> None:
-    rank = rank_of(gpus(), 8, "bf16")
+    rank = rank_of(gpus(), recipe(shard=8))
     seconds = product_seconds(m, n, k, rank, 2)
     assert seconds >= 2 * m * n * k / rank.flops
     assert seconds >= 2 * (m * k + k * n + m * n) / rank.bandwidth
@@ -30,7 +30,7 @@ def test_no_product_beats_the_roofline(m: int, n: int, k: int) -> None:
 
 
 def test_a_large_product_runs_near_the_sustained_rate() -> None:
-    rank = rank_of(gpus(), 8, "bf16")
+    rank = rank_of(gpus(), recipe(shard=8))
     assert product_seconds(16384, 16384, 16384, rank, 2) < 1.05 * 2 * 16384**3 / rank.flops
 
 
@@ -39,7 +39,7 @@ def test_recomputation_costs_a_forward_pass_of_the_blocks(model: ModelShape, how
     none, full = (
         step_seconds(job(model), gpus(16), how.model_copy(update={"recompute": again})) for again in ("none", "full")
     )
-    rank = rank_of(gpus(16), how.layout.ranks, how.precision)
+    rank = rank_of(gpus(16), how)
     unit = unit_seconds(model, how.batch.micro_sequences, 128, rank, how.precision, how.compile)
     again = how.accumulation * model.layers * sum(unit.block_forward)
     assert full.compute - none.compute == pytest.approx(again)
@@ -81,7 +81,7 @@ def test_a_gpu_hides_gathers_behind_large_blocks_and_a_cpu_hides_nothing() -> No
     laptop = recipe(shard=2, micro=4, precision="fp32")
     from thrifty.cost.traffic import collectives
 
-    alone = sum(c.seconds * c.count for c in collectives(shape(), cores(2), laptop))
+    alone = sum(c.seconds * c.count for c in collectives(job(shape()), cores(2), laptop))
     assert step_seconds(job(), cores(2), laptop).communication >= alone
 
 

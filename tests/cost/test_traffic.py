@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from cost_examples import cores, gpus, recipe, recipes, shape, shapes
+from cost_examples import cores, gpus, job, recipe, recipes, shape, shapes
 from hypothesis import given
 
 from thrifty.cost.params import parameter_shapes
@@ -20,12 +20,12 @@ def payload(model: ModelShape, shards: int) -> int:
 
 
 def test_one_rank_sends_nothing() -> None:
-    assert collectives(shape(), gpus(), recipe()) == ()
+    assert collectives(job(shape()), gpus(), recipe()) == ()
 
 
 @given(shapes(), recipes())
 def test_gathers_and_reductions_carry_every_parameter(model: ModelShape, how: Recipe) -> None:
-    sent, n, times = collectives(model, gpus(16), how), how.layout.shard, how.accumulation
+    sent, n, times = collectives(job(model), gpus(16), how), how.layout.shard, how.accumulation
     element, exchange = ({"fp32": 4, "bf16": 2}[name] for name in (how.precision, how.exchange.dtype))
     expected = payload(model, n)
 
@@ -42,7 +42,7 @@ def test_gathers_and_reductions_carry_every_parameter(model: ModelShape, how: Re
 
 @given(shapes(), recipes())
 def test_bytes_are_those_of_rings(model: ModelShape, how: Recipe) -> None:
-    for one in collectives(model, gpus(16), how):
+    for one in collectives(job(model), gpus(16), how):
         n = one.group
         share = {"all_gather": n - 1, "reduce_scatter": (n - 1) / n, "all_reduce": 2 * (n - 1) / n}[one.kind]
         assert one.sent_bytes == pytest.approx(one.payload_bytes * share)
@@ -53,7 +53,7 @@ def test_bf16_gathers_are_half_of_fp32() -> None:
     half, full = (
         sum(
             c.sent_bytes * c.count
-            for c in collectives(shape(), gpus(), recipe(shard=8, precision=p))
+            for c in collectives(job(shape()), gpus(), recipe(shard=8, precision=p))
             if c.kind == "all_gather"
         )
         for p in ("bf16", "fp32")
@@ -76,7 +76,7 @@ def test_a_ring_takes_the_slowest_link_and_every_adapter_of_a_node() -> None:
 
 
 def test_all_bytes_are_booked_on_a_link() -> None:
-    sent = collectives(shape(), gpus(8, 2), recipe(island=2, shard=8))
+    sent = collectives(job(shape()), gpus(8, 2), recipe(island=2, shard=8))
     by_link = sent_by_link(sent)
     assert sum(by_link.values()) == pytest.approx(sum(c.sent_bytes * c.count for c in sent))
     assert by_link["intra_node"] > by_link["inter_node"] > 0
@@ -88,7 +88,7 @@ def test_an_evaluation_gathers_blocks_for_every_pass_and_the_root_once() -> None
     root = sum(math.ceil(size[0] / 4) * math.prod(size[1:]) for n, size in parameter_shapes(model) if "blocks" not in n)
     for reshard in (True, False):
         how = recipe(shard=4, accumulation=3, reshard=reshard, precision="fp32")
-        sent = evaluation_by_link(collectives(model, gpus(), how), how, batches=5)["intra_node"]
+        sent = evaluation_by_link(collectives(job(model), gpus(), how), how, batches=5)["intra_node"]
         blocks = (payload(model, 4) - root) * (5 if reshard else 1)
         assert sent == pytest.approx(3 * 4 * (root + blocks))
 

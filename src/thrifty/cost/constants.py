@@ -27,6 +27,10 @@ ACHIEVABLE_SHARE: Final = 0.80
 ATTENTION_SHARE: Final = {"gpu": 0.35, "tpu": 0.35, "cpu": 0.65}
 ATTENTION_HALF: Final = {"gpu": (0.0, 0.0), "tpu": (0.0, 0.0), "cpu": (120.0, 200.0)}  # (fp32, bf16), in tokens
 ATTENTION_BACKWARD: Final = 2.5  # products of the backward pass for one of the forward pass: 5 for 2
+# What attention that is not fused moves for each score beside its products: softmax and dropout in 16 bits, read and
+# written each, with a byte of mask.
+SCORE_BYTES_FORWARD: Final = 10.0
+SCORE_BYTES_BACKWARD: Final = 12.0
 # GELU's forward and backward pass on a core for each element, in FLOPs of its fp32 matrix rate, over the time of its
 # bytes: (fp32, bf16), torch 2.13, 2026-11. On a GPU it hides behind memory, as SiLU does everywhere.
 GELU_FLOPS: Final = {"gpu": ((0.0, 0.0),) * 2, "tpu": ((0.0, 0.0),) * 2, "cpu": ((125.0, 0.0), (180.0, 200.0))}
@@ -35,6 +39,7 @@ GELU_FLOPS: Final = {"gpu": ((0.0, 0.0),) * 2, "tpu": ((0.0, 0.0),) * 2, "cpu": 
 BANDWIDTH_SHARE: Final = {"gpu": 0.85, "tpu": 0.85, "cpu": 1.0}  # a CPU's bandwidth is measured, not a data sheet's
 COMPILED_BYTES_SHARE: Final = 0.45  # of elementwise traffic that fused kernels still move
 COMPILED_KERNEL_SHARE: Final = 0.35  # of operations that are still dispatched
+CAST_BYTES: Final = 4.0  # of an operand that is cast to 8 or 4 bits: read in 16, written, and once more transposed
 COMPILE_SECONDS: Final = {"cpu": 25.0, "gpu": 60.0, "tpu": 60.0}
 
 # --- communication ---------------------------------------------------------------------------------------------------
@@ -48,7 +53,14 @@ GLOO_REDUCE_SCATTER: Final = 2.8
 SHARDING_HOST_SECONDS: Final = 3e-4
 # Host time of clipping and updating one sharded tensor, over a plain one's dispatch (torch 2.13, 2026-11).
 SHARDED_UPDATE_SECONDS: Final = 4e-5
+# Share of tensor-parallel traffic that stays in sight when it is cut up and sent behind the products it feeds.
+ASYNC_TENSOR_EXPOSED: Final = 0.3
 STEERING_MESSAGES: Final = 2  # small all-reduces of a step: target count and stop flags, loss
+
+# --- the update ------------------------------------------------------------------------------------------------------
+# Bytes an element: AdamW reads four words of 4 bytes and writes three, clipping reads two and writes one; of these 16
+# are moments read and written, which smaller states make smaller. Keys are bits of each moment.
+UPDATE_BYTES: Final = {32: 40.0, 16: 32.0, 8: 28.0, 4: 26.0}
 
 # --- around the steps ------------------------------------------------------------------------------------------------
 STEP_HOST_SECONDS: Final = {"cpu": 2e-4, "gpu": 2e-3, "tpu": 2e-3}  # the loop itself: batch, logging, schedule

@@ -53,7 +53,7 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
     tokens = run.steps * tokens_per_step(job, recipe)
     model_flops = flops.model_flops_per_token(job.model, job.sequence_length) * tokens
     in_steps = run.steps * run.step.total
-    peak = rank_of(cluster, recipe.layout.ranks, recipe.precision).peak_flops * recipe.layout.ranks
+    peak = rank_of(cluster, recipe).peak_flops * recipe.layout.ranks
     time, rate = _proportional(cluster.accelerator.kind), _inverse(cluster.accelerator.kind)
     joules = energy.energy_joules(cluster, run.seconds)
     return Bill(
@@ -123,7 +123,7 @@ def _peak(used: Memory) -> Figure:
 
 
 def _link_bytes(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> dict[str, Figure]:
-    sent = collectives(job.model, cluster, recipe)
+    sent = collectives(job, cluster, recipe)
     training, evaluating = sent_by_link(sent), evaluation_by_link(sent, recipe, evaluation_batches(recipe))
     looks = evaluations(recipe, run.steps)
     return {

@@ -1,6 +1,6 @@
-"""Time of one optimizer step: computation, what of the communication it does not hide, the optimizer, the host.
+"""Time of one optimizer step: the slowest stage's computation, what of the traffic it waits for, the bubble, the rest.
 
-exposed   max(0, communication - the computation that it can hide behind), and the first and last unit
+exposed   max(0, traffic - the computation that it can hide behind), and the first and last unit
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thrifty.cost import constants
-from thrifty.cost.compute import ELEMENT_BYTES, Parts, Rank, rank_of, unit_seconds
+from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.params import Counts, counts
-from thrifty.cost.traffic import Collective, collectives
+from thrifty.cost.pipeline import bubble_seconds
+from thrifty.cost.traffic import Collective, collectives, units
+from thrifty.cost.work import split_of
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
 from thrifty.spec.recipe import Recipe
+
+_MODEL_AXES = ("tensor", "context", "expert", "pipeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,9 @@ class StepSeconds:
     """One optimizer step.
 
     Attributes:
-        communication: what computation does not hide.
-        forward_microbatch: one forward pass alone, without communication.
+        communication: what computation does not hide, and the pipeline's bubble.
+        forward_microbatch: one forward pass alone, of all stages, without data-parallel traffic.
+        bubble: idle time of a stage while a pipeline fills and drains; part of `communication`.
         limits: what the step waits for, in seconds that add up to `total`.
     """
 
@@ -31,6 +36,7 @@ class StepSeconds:
     optimizer: float
     data: float
     forward_microbatch: float
+    bubble: float
     limits: dict[str, float]
 
     @property
@@ -39,91 +45,180 @@ class StepSeconds:
 
 
 def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
-    """Time of one optimizer step, from the slowest rank's view."""
-    layout, shape = recipe.layout, job.model
-    rank = rank_of(cluster, layout.ranks, recipe.precision)
-    unit = unit_seconds(
-        shape, recipe.batch.micro_sequences, job.sequence_length, rank, recipe.precision, recipe.compile
-    )
-    held = counts(shape, layout.shard)
-    again = 1 if recipe.recompute == "full" else 0
-    around = _parameter_handling(held, recipe, rank)
-    computed = Parts(
-        *(
-            recipe.accumulation * (shape.layers * ((1 + again) * ahead + back) + root)
-            for ahead, back, root in zip(unit.block_forward, unit.block_backward, unit.root, strict=True)
-        )
-    )
-    block_forward, block_backward = sum(unit.block_forward), sum(unit.block_backward) + again * sum(unit.block_forward)
-    sent = collectives(shape, cluster, recipe)
-    exposed = _exposed(sent, block_forward, block_backward, shape.layers, recipe.accumulation, rank.kind)
-    updates = 40.0 * held.shard  # AdamW reads 4 and writes 3 words of 4 bytes, clipping reads 2 and writes 1
+    """Time of one optimizer step, from the slowest rank's view.
+
+    Raises:
+        ThriftyError: the accelerator has no rate for the recipe's precision.
+    """
+    layout, times = recipe.layout, recipe.accumulation
+    rank = rank_of(cluster, recipe)
+    stage = _stage(job, recipe, rank)
+    sent = collectives(job, cluster, recipe)
+    around = _parameter_handling(job, recipe, rank)
+    computed = Parts(*(times * (f + b) for f, b in zip(stage.forward, stage.backward, strict=True)))
+
+    waits = dict.fromkeys(_MODEL_AXES, 0.0)
+    for one in sent:
+        if one.axis in waits:
+            waits[one.axis] += one.seconds * one.count
+    waits["context"] = max(0.0, waits["context"] - computed.attention)  # the ring turns while attention computes
+    if layout.tensor_overlap:
+        waits["tensor"] *= constants.ASYNC_TENSOR_EXPOSED
+    handing = 2 * rank.profile.pipeline_seconds * times * layout.interleave if layout.pipeline > 1 else 0.0
+    waits["pipeline"] += handing
+    waiting = sum(waits.values())
+
+    forward, backward = sum(stage.forward), sum(stage.backward)
+    by_weight = stage.weight_share * (backward - stage.again)
+    crossing = waiting / times
+    ahead = forward + stage.again + crossing * (forward + stage.again) / (forward + backward)
+    back = backward - stage.again - by_weight + crossing * (backward - stage.again) / (forward + backward)
+    bubble = bubble_seconds(layout.pipeline, layout.schedule, layout.interleave, ahead, back, by_weight)
+    layers = max(1, -(-job.model.layers // layout.pipeline))
+    exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, times, rank)
+
+    held = sum(unit.elements * unit.number for unit in units(job.model, layout))
+    owned = sum(unit.shard * unit.number for unit in units(job.model, layout)) if layout.zero else held
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
-    optimizer = updates / rank.bandwidth + held.tensors * (2 * rank.op_seconds + sharded)
+    tensors = counts(job.model, layout.shard).tensors / layout.pipeline
+    updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
+    optimizer = updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded)
+    host = constants.STEP_HOST_SECONDS[rank.kind] + rank.profile.step_seconds
     limits = {
         "matrix products": computed.products,
         "attention": computed.attention,
         "elementwise operations": computed.elementwise,
         "dispatch": computed.dispatch,
-        "casts and copies of parameters": recipe.accumulation * around,
+        "casts and copies of parameters": times * around,
         "exposed communication": exposed,
+        "tensor-parallel traffic": waits["tensor"],
+        "context-parallel traffic": waits["context"],
+        "expert-parallel traffic": waits["expert"],
+        "pipeline traffic": waits["pipeline"],
+        "pipeline bubble": bubble,
         "optimizer": optimizer,
-        "host": constants.STEP_HOST_SECONDS[rank.kind],
+        "host": host,
     }
     return StepSeconds(
-        compute=sum(computed) + recipe.accumulation * around,
-        communication=exposed,
+        compute=sum(computed) + times * around,
+        communication=exposed + waiting + bubble,
         optimizer=optimizer,
-        data=constants.STEP_HOST_SECONDS[rank.kind],
-        forward_microbatch=shape.layers * block_forward + sum(unit.root_forward_only) + around / 2,
+        data=host,
+        forward_microbatch=layout.pipeline * (stage.evaluated + around / 2),
+        bubble=bubble,
         limits=limits,
     )
 
 
-def _parameter_handling(held: Counts, recipe: Recipe, rank: Rank) -> float:
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Computation of one microbatch on the slowest stage.
+
+    Attributes:
+        backward: recomputation included.
+        again: what is computed again, in seconds.
+        weight_share: of the backward pass without recomputation, that makes gradients of weights.
+        block_forward: the mean block's; likewise backward, recomputation included.
+        evaluated: a forward pass without gradients.
+    """
+
+    forward: Parts
+    backward: Parts
+    again: float
+    weight_share: float
+    block_forward: float
+    block_backward: float
+    evaluated: float
+
+
+def _stage(job: Job, recipe: Recipe, rank: Rank) -> _Stage:
+    """The stage with the head: the last has most to do where layers are spread evenly."""
+    shape, layout = job.model, recipe.layout
+    split = split_of(layout)
+    dense = shape.layers if shape.experts is None else shape.experts.dense_layers
+    forward = backward = NOTHING
+    again = 0.0
+    root = root_forward_only = NOTHING
+    for sparse, layers in ((False, dense / layout.pipeline), (True, (shape.layers - dense) / layout.pipeline)):
+        if not layers:
+            continue
+        unit = unit_seconds(
+            shape, recipe.batch.micro_sequences, job.sequence_length, rank, recipe.precision, recipe.compile,
+            recipe.recompute, split, sparse, recipe.software == "thrifty",
+        )  # fmt: skip
+        forward = _add(forward, unit.block_forward, layers)
+        backward = _add(_add(backward, unit.block_backward, layers), unit.block_again, layers)
+        again += layers * sum(unit.block_again)
+        root, root_forward_only = unit.root, unit.root_forward_only
+    evaluated = sum(forward) + sum(root_forward_only) / layout.pipeline
+    number = shape.layers / layout.pipeline
+    block_forward, block_backward = sum(forward) / number, sum(backward) / number
+    # A third of the head is its forward pass.
+    forward, backward = _add(forward, root, 1 / 3), _add(backward, root, 2 / 3)
+    products = backward.products / max(1e-30, sum(backward))
+    return _Stage(forward, backward, again, products / 2, block_forward, block_backward, evaluated)
+
+
+def _add(one: Parts, other: Parts, times: float) -> Parts:
+    return Parts(*(a + b * times for a, b in zip(one, other, strict=True)))
+
+
+def _parameter_handling(job: Job, recipe: Recipe, rank: Rank) -> float:
     """Casting, gathering and accumulating parameters and gradients around one microbatch, by bytes moved."""
-    element = ELEMENT_BYTES[recipe.precision]
-    if recipe.layout.ranks == 1:
+    layout, element = recipe.layout, ELEMENT_BYTES[recipe.precision]
+    held: Counts = counts(job.model, layout.shard)
+    if layout.ranks == 1:
         cast = 2 * 6 * held.in_matmuls if element == 2 else 0  # weights to bf16, their gradients back
         added = 12 * held.total if recipe.accumulation > 1 else 0
         return (cast + added) / rank.bandwidth
-    gathers = 2 if recipe.layout.reshard_after_forward else 1
-    copied = gathers * 2 * element * held.total + (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * held.total
+    found = units(job.model, layout)
+    size = sum(unit.elements * unit.number for unit in found)
+    if layout.zero < 3 or layout.shard == 1:
+        # 16-bit weights are there as the products read them; gradients are added up in place.
+        return (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * size / rank.bandwidth
+    shard = sum(unit.shard * unit.number for unit in found)
+    gathers = 2 if layout.reshard_after_forward else 1
+    copied = gathers * 2 * element * size + (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * size
     host = constants.SHARDING_HOST_SECONDS * (gathers + 1) * (held.layers + 1) if rank.kind == "cpu" else 0.0
-    return (copied + 12 * held.shard) / rank.bandwidth + host
+    return (copied + 12 * shard) / rank.bandwidth + host
 
 
 def _exposed(
-    sent: tuple[Collective, ...], block_forward: float, block_backward: float, layers: int, accumulation: int, kind: str
-) -> float:
-    """Communication that the step waits for.
+    sent: tuple[Collective, ...], block_forward: float, block_backward: float, layers: int, accumulation: int,
+    rank: Rank,
+) -> float:  # fmt: skip
+    """Data-parallel communication that the step waits for.
 
     Forward: each block's gather hides behind the block before it. Backward: a block's gather and the reduction of the
     one before it share the link and hide behind its computation. What the first gather and the last reduction take is
     always waited for. On a CPU nothing hides.
     """
-    seconds = {(c.kind, c.unit, c.phase): c.seconds for c in sent}
-    if not sent:
+    ours = tuple(c for c in sent if c.axis in ("shard", "island"))
+    if not ours:
         return 0.0
-    steering = constants.STEERING_MESSAGES * max(c.latency for c in sent)
-    if kind == "cpu":
+    seconds: dict[tuple[str, str, str], float] = {}
+    for c in ours:
+        key = (c.kind, c.unit, c.phase)
+        seconds[key] = max(seconds.get(key, 0.0), c.seconds)
+    steering = constants.STEERING_MESSAGES * max(c.latency for c in ours)
+    if rank.kind == "cpu":
         times = {"reduce_scatter": constants.GLOO_REDUCE_SCATTER}
-        return sum(c.seconds * times.get(c.kind, 1.0) * c.count for c in sent) + steering
+        return sum(c.seconds * times.get(c.kind, 1.0) * c.count for c in ours) + steering
     gather, again = (seconds.get(("all_gather", "block", phase), 0.0) for phase in ("forward", "backward"))
     reduce = seconds.get(("reduce_scatter", "block", "backward"), 0.0)
     root = seconds.get(("all_gather", "root", "forward"), 0.0)
     root_reduce = seconds.get(("reduce_scatter", "root", "backward"), 0.0)
-    slow = constants.OVERLAP_SLOWDOWN
+    slow, least = constants.OVERLAP_SLOWDOWN, rank.profile.data_exposed
 
     def waited(traffic: float, behind: float) -> float:
         # Hidden traffic still slows the computation it hides behind.
-        hidden = min(traffic, behind)
+        hidden = min(traffic, behind) * (1 - least)
         return traffic - hidden + (slow - 1) * hidden
 
     forward = root + gather + (layers - 1) * waited(gather, block_forward)
     backward = (layers - 1) * waited(again + reduce, block_backward) + again + reduce + root_reduce
-    crossing = sum(c.seconds * c.count for c in sent if c.kind == "all_reduce" and c.unit != "norm")
-    norm = sum(c.seconds for c in sent if c.unit == "norm")
-    # All-reduces across islands start as gradients appear in the last microbatch's backward pass.
-    last = min(crossing, max(0.0, layers * block_backward - layers * (again + reduce)))
-    return accumulation * (forward + backward) + crossing - last + (slow - 1) * last + norm + steering
+    crossing = sum(c.seconds * c.count for c in ours if c.phase == "step" and c.unit != "norm")
+    norm = sum(c.seconds for c in ours if c.unit == "norm")
+    # What happens once a step starts as gradients appear in the last microbatch's backward pass.
+    behind = max(0.0, layers * block_backward - layers * (again + reduce))
+    return accumulation * (forward + backward) + waited(crossing, behind) + norm + steering

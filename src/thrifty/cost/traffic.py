@@ -1,7 +1,8 @@
 """What one rank sends in one optimizer step: every collective with its group, bytes, count and link.
 
 A ring all-gather or reduce-scatter of a unit whose fullest shard is S makes each of n ranks send (n - 1) S; a ring
-all-reduce of V makes it send 2 (n - 1) / n V. Time is a fixed latency plus bytes over the slowest hop's bandwidth.
+all-reduce of V makes it send 2 (n - 1) / n V; an all-to-all of V sends (n - 1) / n V. Time is a fixed latency plus
+bytes over the slowest hop's bandwidth.
 """
 
 from __future__ import annotations
@@ -12,12 +13,23 @@ from typing import Literal
 
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.params import counts
+from thrifty.cost.profiles import profile
+from thrifty.cost.work import linear_layers, split_of
 from thrifty.spec.cluster import Cluster, Link
-from thrifty.spec.job import ModelShape
-from thrifty.spec.recipe import Layout, Recipe
+from thrifty.spec.job import Job, ModelShape
+from thrifty.spec.recipe import Exchange, Layout, Recipe
 
-Kind = Literal["all_gather", "reduce_scatter", "all_reduce"]
+Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
+Axis = Literal["tensor", "context", "expert", "shard", "pipeline", "island"]
+AXES: tuple[Axis, ...] = ("tensor", "context", "expert", "shard", "pipeline", "island")
 LINKS = ("intra_node", "inter_node", "inter_island")
+_SENT = {
+    "all_gather": lambda n: n - 1,
+    "reduce_scatter": lambda n: (n - 1) / n,
+    "all_reduce": lambda n: 2 * (n - 1) / n,
+    "all_to_all": lambda n: (n - 1) / n,
+    "send": lambda n: 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +37,11 @@ class Collective:
     """One kind of collective of a step.
 
     Attributes:
-        unit: what is moved: `block`, `root` (embedding, last norm, head) or `norm` (of the gradients, for clipping).
+        unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping), or
+            the activations of an axis: `attention`, `mlp`, `experts`, `keys`, `stage`.
         phase: `forward`, `backward`, or `step` for what happens once a step.
-        group: ranks that take part.
+        axis: of the layout, whose ranks take part.
+        group: how many they are.
         payload_bytes: of the tensor that a rank hands in: its shard to gather, the whole unit to reduce.
         sent_bytes: by one rank in one collective.
         count: in one optimizer step.
@@ -39,10 +53,11 @@ class Collective:
     kind: Kind
     unit: str
     phase: str
+    axis: Axis
     group: int
     payload_bytes: float
     sent_bytes: float
-    count: int
+    count: float
     link: str
     latency: float
     seconds: float
@@ -57,15 +72,26 @@ class Hop:
     latency: float
 
 
-def hop(cluster: Cluster, layout: Layout, axis: Literal["shard", "island"]) -> Hop:
-    """The ring of a layout axis; ranks are numbered island x shard, shard innermost, and fill nodes in order.
+def stride_and_size(layout: Layout, axis: Axis) -> tuple[int, int]:
+    """Distance between neighbours of an axis's group in rank numbers, and its ranks; tensor is innermost."""
+    within = 1
+    for name in ("tensor", "context", "shard", "pipeline", "island"):
+        size: int = getattr(layout, name)
+        if name == axis:
+            return within, size
+        within *= size
+    return layout.tensor, layout.expert  # experts are split over neighbouring context and data ranks
+
+
+def hop(cluster: Cluster, layout: Layout, axis: Axis) -> Hop:
+    """The ring of a layout axis; ranks fill nodes in order.
 
     Where m ranks of the group sit in one node, m links leave that node for the ring, so that a rank sees m times the
     bandwidth of its own link to the outside, at most that inside the node.
     """
+    stride, size = stride_and_size(layout, axis)
     per_node = max(1, layout.ranks // cluster.nodes) if cluster.accelerator.kind == "cpu" else cluster.per_node
     per_island = per_node * (cluster.nodes // cluster.islands)
-    stride, size = (1, layout.shard) if axis == "shard" else (layout.shard, layout.island)
     span = stride * size
     in_node = max(1, min(size, per_node // stride if stride <= per_node else 1))
     if span <= per_node:
@@ -80,43 +106,138 @@ def _hop(name: str, link: Link, links: int) -> Hop:
     return Hop(name, link.bandwidth.value * links, link.latency.value)
 
 
-def collectives(shape: ModelShape, cluster: Cluster, recipe: Recipe) -> tuple[Collective, ...]:
-    """Every collective of one optimizer step, for one rank. Empty for one rank."""
-    layout = recipe.layout
-    if layout.ranks == 1:
+def collective(
+    kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float, ring: Hop, group: int, share: float
+) -> Collective:
+    """One kind of collective over a ring, of whose bandwidth the software gets a share."""
+    sent = payload * _SENT[kind](group)
+    seconds = ring.latency + sent / (ring.bandwidth * share)
+    return Collective(kind, unit, phase, axis, group, payload, sent, count, ring.link, ring.latency, seconds)
+
+
+def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective, ...]:
+    """Every collective of one optimizer step, for one rank of the stage that sends most. Empty for one rank."""
+    if recipe.layout.ranks == 1:
         return ()
-    shard_hop = hop(cluster, layout, "shard")
-    island_hop = hop(cluster, layout, "island")
-    return _collectives(
-        shape, layout, recipe.accumulation, recipe.precision, recipe.exchange.dtype, shard_hop, island_hop
-    )
+    rings = tuple((axis, hop(cluster, recipe.layout, axis)) for axis in AXES if getattr(recipe.layout, axis) > 1)
+    how = profile(recipe.software, cluster.accelerator)
+    shares = (how.tensor_bandwidth, how.data_bandwidth)
+    asked = (recipe.layout, recipe.accumulation, recipe.precision, recipe.exchange, rings, shares)
+    moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.recompute, *asked)
+    return (*_data_parallel(job.model, *asked), *moved)
+
+
+Rings = tuple[tuple[Axis, Hop], ...]
+
+
+@lru_cache(maxsize=8192)
+def _data_parallel(
+    shape: ModelShape, layout: Layout, accumulation: int, precision: str, exchange: Exchange, rings: Rings,
+    shares: tuple[float, float],
+) -> tuple[Collective, ...]:  # fmt: skip
+    """Gradients and parameters between the ranks that see different samples, context ranks included."""
+    ring, n = dict(rings), layout.shard
+    compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange.dtype]
+    found: list[Collective] = []
+
+    def add(kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float) -> None:
+        group = layout.island if axis == "island" else n
+        found.append(collective(kind, unit, phase, axis, payload, count, ring[axis], group, shares[1]))
+
+    for unit in units(shape, layout):
+        each, size, shard = unit.number * accumulation, unit.elements, unit.shard
+        if n > 1 and layout.zero == 3:
+            add("all_gather", unit.name, "forward", "shard", shard * compute, each)
+            # The root stays gathered between its forward and backward pass.
+            if layout.reshard_after_forward and unit.name == "block":
+                add("all_gather", unit.name, "backward", "shard", shard * compute, each)
+            add("reduce_scatter", unit.name, "backward", "shard", n * shard * reduced, each)
+        elif n > 1 and layout.zero == 0:
+            add("all_reduce", unit.name, "step", "shard", size * reduced, unit.number)
+        elif n > 1:
+            times = unit.number * (accumulation if layout.zero == 2 else 1)
+            add("reduce_scatter", unit.name, "step", "shard", size * reduced, times)
+            add("all_gather", unit.name, "step", "shard", size / n * compute, unit.number)
+        if layout.island > 1:
+            crossing = (size if layout.zero == 0 else shard) * (exchange.bits / 8 if exchange.bits else reduced)
+            add("all_reduce", unit.name, "step", "island", crossing, unit.number / exchange.local_steps)
+    if n > 1:
+        add("all_reduce", "norm", "step", "shard", 4, 1)
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is gathered or reduced at once: elements whole and on the fullest rank, and how many of them a rank has."""
+
+    name: str
+    elements: float
+    shard: float
+    number: int
 
 
 @lru_cache(maxsize=4096)
-def _collectives(
-    shape: ModelShape, layout: Layout, accumulation: int, precision: str, exchange: str, shard_hop: Hop, island_hop: Hop
-) -> tuple[Collective, ...]:
-    held, n = counts(shape, layout.shard), layout.shard
-    compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange]
+def units(shape: ModelShape, layout: Layout) -> tuple[Unit, ...]:
+    """Blocks and root of the fullest pipeline stage, as tensor and expert parallelism leave them to one rank."""
+    n, layers = layout.shard, -(-shape.layers // layout.pipeline)
+    if layout.tensor == layout.expert == 1 and shape.experts is None and shape.latent is None:
+        held = counts(shape, n)
+        return Unit("block", held.block, held.block_shard, layers), Unit("root", held.root, held.root_shard, 1)
+    split = split_of(layout)
+    dense = shape.layers if shape.experts is None else shape.experts.dense_layers
+    found = []
+    for sparse, number in ((False, -(-dense // layout.pipeline)), (True, -(-(shape.layers - dense) // layout.pipeline))):
+        if number:
+            size = sum(m.outputs * m.inputs * m.times for m in linear_layers(shape, split, sparse)) + 2 * shape.hidden
+            found.append(Unit("block", size, size / n, number))
+    root = shape.vocab_size * shape.hidden / layout.tensor
+    root *= 1 if shape.tied_embeddings or layout.pipeline > 1 else 2
+    return (*found, Unit("root", root, root / n, 1))
+
+
+@lru_cache(maxsize=65536)
+def _activations(
+    shape: ModelShape, length: int, micro: int, recompute: str, layout: Layout, accumulation: int, precision: str,
+    exchange: Exchange, rings: Rings, shares: tuple[float, float],
+) -> tuple[Collective, ...]:  # fmt: skip
+    """Activations and their gradients between the ranks that share a microbatch."""
+    if layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
+        return ()
+    ring, element = dict(rings), ELEMENT_BYTES[precision]
+    tokens = micro * length / layout.context
+    layers = -(-shape.layers // layout.pipeline)
+    stream = tokens * shape.hidden * element
     found: list[Collective] = []
 
-    def add(kind: Kind, unit: str, phase: str, payload: float, count: int, ring: Hop, group: int) -> None:
-        sent = payload * (group - 1) * {"all_gather": 1, "reduce_scatter": 1 / group, "all_reduce": 2 / group}[kind]
-        seconds = ring.latency + sent / ring.bandwidth
-        found.append(Collective(kind, unit, phase, group, payload, sent, count, ring.link, ring.latency, seconds))
+    def add(kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float) -> None:
+        group = getattr(layout, axis)
+        found.append(collective(kind, unit, phase, axis, payload, count * accumulation, ring[axis], group, shares[0]))
 
-    units = (("block", held.block_shard, shape.layers), ("root", held.root_shard, 1))
-    for unit, elements, number in units if n > 1 else ():
-        each = number * accumulation
-        add("all_gather", unit, "forward", elements * compute, each, shard_hop, n)
-        # The root stays gathered between its forward and backward pass.
-        if layout.reshard_after_forward and unit == "block":
-            add("all_gather", unit, "backward", elements * compute, each, shard_hop, n)
-        add("reduce_scatter", unit, "backward", n * elements * reduced, each, shard_hop, n)
-    for unit, elements, number in units if layout.island > 1 else ():
-        add("all_reduce", unit, "step", elements * reduced, number, island_hop, layout.island)
-    if n > 1:
-        add("all_reduce", "norm", "step", 4, 1, shard_hop, n)
+    again = 1 if recompute == "full" else 0
+    if layout.tensor > 1:
+        # Column- then row-split: one sum after attention and one after the MLP, each way. With sequence parallelism
+        # the same bytes as a gather before and a reduce-scatter after.
+        for phase, times in (("forward", 1 + again), ("backward", 1)):
+            if layout.sequence_parallel:
+                add("all_gather", "stream", phase, "tensor", stream / layout.tensor, 2 * layers * times)
+                add("reduce_scatter", "stream", phase, "tensor", stream, 2 * layers * times)
+            else:
+                add("all_reduce", "stream", phase, "tensor", stream, 2 * layers * times)
+    if layout.context > 1:
+        width = shape.latent.kv_rank + shape.latent.rope_dim if shape.latent else 2 * shape.kv_heads * shape.head_dim
+        keys = tokens * width / (1 if shape.latent else min(layout.tensor, shape.kv_heads)) * element
+        add("all_gather", "keys", "forward", "context", keys, layers * (1 + (recompute != "none")))
+        add("all_gather", "keys", "backward", "context", keys, layers)
+        add("reduce_scatter", "keys", "backward", "context", keys * layout.context, layers)
+    if layout.expert > 1 and shape.experts is not None:
+        sparse = -(-(shape.layers - shape.experts.dense_layers) // layout.pipeline)
+        routed = stream * shape.experts.active / (layout.tensor if layout.sequence_parallel else 1)
+        add("all_to_all", "experts", "forward", "expert", routed, 2 * sparse * (1 + again))
+        add("all_to_all", "experts", "backward", "expert", routed, 2 * sparse)
+    if layout.pipeline > 1:
+        handed = stream / (layout.tensor if layout.sequence_parallel else 1)
+        add("send", "stage", "forward", "pipeline", handed, layout.interleave)
+        add("send", "stage", "backward", "pipeline", handed, layout.interleave)
     return tuple(found)
 
 
@@ -131,11 +252,17 @@ def sent_by_link(sent: tuple[Collective, ...]) -> dict[str, float]:
 def evaluation_by_link(sent: tuple[Collective, ...], recipe: Recipe, batches: int) -> dict[str, float]:
     """Bytes that one rank sends in one evaluation of `batches` forward passes, by link.
 
-    The root is gathered once; blocks for every pass, or once where they are not freed after it.
+    Parameters: the root is gathered once; blocks for every pass, or once where they are not freed after it.
+    Activations cross as in a training step's forward pass without recomputation.
     """
     total = dict.fromkeys(LINKS, 0.0)
     for one in sent:
-        if one.kind == "all_gather" and one.phase == "forward":
+        if one.phase != "forward":
+            continue
+        each = one.count / recipe.accumulation
+        if one.axis == "shard":
             often = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1
-            total[one.link] += one.sent_bytes * (one.count // recipe.accumulation) * often
+        else:
+            often = batches / (2 if recipe.recompute == "full" and one.axis != "pipeline" else 1)
+        total[one.link] += one.sent_bytes * each * often
     return total

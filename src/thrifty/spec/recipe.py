@@ -13,9 +13,10 @@ Positive = Annotated[Number, Field(gt=0)]
 
 
 class Layout(Noun):
-    """Ranks as a grid, outermost axis first: island x shard x pipeline x context x tensor.
+    """Ranks as a grid, outermost axis first: island x pipeline x shard x context x tensor.
 
-    What a model, a job and the software that runs it allow of this is in `spec.legal`.
+    The inner an axis, the faster its links: pipelines send least, so their stages lie across nodes and a shard's ranks
+    inside one, as in torchtitan and Megatron-LM. What a model, a job and the software that runs it allow of this is in `spec.legal`.
 
     Attributes:
         island: replicas that all-reduce their gradients (hybrid sharding; plain data parallel when shard is 1).
@@ -25,8 +26,8 @@ class Layout(Noun):
         tensor: ranks that split each matrix.
         expert: ranks that split the experts of a layer. They are taken from the data and context ranks, so this axis
             adds none.
-        zero: what the shard axis divides (Rajbhandari et al. 2020, arXiv:1910.02054): 1 optimizer states, 2 and
-            gradients, 3 and parameters.
+        zero: what the shard axis divides (Rajbhandari et al. 2020, arXiv:1910.02054): 0 nothing, 1 optimizer states,
+            2 and gradients, 3 and parameters.
         reshard_after_forward: under zero 3, free gathered parameters after the forward pass and gather them again for
             the backward pass; off keeps them: less traffic, more memory.
         sequence_parallel: split along the sequence what tensor parallelism leaves whole (norms, residual stream):
@@ -43,7 +44,7 @@ class Layout(Noun):
     context: PositiveCount = 1
     tensor: PositiveCount = 1
     expert: PositiveCount = 1
-    zero: Literal[1, 2, 3] = 3
+    zero: Literal[0, 1, 2, 3] = 3
     reshard_after_forward: bool = True
     sequence_parallel: bool = True
     tensor_overlap: bool = False

@@ -1,0 +1,60 @@
+"""What a software makes of a device: the constants that a step is priced with, one profile for each software and era.
+
+Constants belong to hardware and software together: a table measured with Megatron-LM says little about FSDP. `profile`
+picks the one that a recipe is priced with, and the plan names it. Those of other people's software are fitted to public
+measurements by `benchmarks/fit_profiles.py`, which writes `fitted.py`; this trainer's come from its own runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thrifty.cost import fitted
+from thrifty.spec.cluster import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How one software uses a device.
+
+    Attributes:
+        name: as a plan prints it.
+        source: where the constants come from.
+        gemm: of the rate that large products sustain on this device (`compute.rank_of`), what this software reaches.
+        low_gemm: the same for products in fp8 or nvfp4, of the sustained rate in that, by kind of scaling.
+        fused_attention: one kernel that never writes the scores and skips what causality masks.
+        attention: share of the sustained rate that fused attention reaches on long sequences.
+        traffic: bytes of elementwise operations over those that plain eager operations move.
+        dispatch: times the accelerator's `op_overhead` for each operation, in what a layer takes at the least.
+        layer_seconds: of host work for each layer, pass and microbatch beside its operations (hooks, Python).
+        tensor_bandwidth: of the links, what tensor-parallel collectives get.
+        data_bandwidth: of the links, what gradient and parameter collectives get.
+        data_exposed: share of the data-parallel traffic that is waited for though computation could hide it.
+        pipeline_seconds: that a stage loses each time it hands a microbatch on, beside the bytes.
+        step_seconds: fixed part of a step.
+    """
+
+    name: str
+    source: str
+    gemm: float = 1.0
+    low_gemm: tuple[float, float, float] = (1.0, 0.8, 0.8)  # tensor, row, block
+    fused_attention: bool = True
+    attention: float = 0.35
+    traffic: float = 1.0
+    dispatch: float = 1.0
+    layer_seconds: float = 0.0
+    tensor_bandwidth: float = 1.0
+    data_bandwidth: float = 1.0
+    data_exposed: float = 0.0
+    pipeline_seconds: float = 0.0
+    step_seconds: float = 0.0
+
+
+def profile(software: str, chip: Accelerator) -> Profile:
+    """The profile that a recipe for this software is priced with on this accelerator."""
+    era = "cpu" if chip.kind == "cpu" else fitted.ERAS.get(software, {}).get(chip.name.split("-")[0], "")
+    name = f"{software}-{era}" if era else software
+    return PROFILES.get(name) or PROFILES[software]
+
+
+PROFILES = {name: Profile(name=name, **values) for name, values in fitted.PROFILES.items()}
