@@ -24,7 +24,6 @@ from thrifty.spec.recipe import Recipe
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "nvfp4": 2}
 # The rate that a precision's products run at, by the names of data sheets.
 PEAK_NAME = {"fp32": "fp32", "bf16": "bf16", "fp8": "fp8", "nvfp4": "fp4"}
-_SCALINGS = ("tensor", "row", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def rank_of(cluster: Cluster, recipe: Recipe) -> Rank:
 def _rank(chip: Accelerator, devices: float, precision: str, scaling: str, how: Profile) -> Rank:
     low = precision in ("fp8", "nvfp4")
     plain = _sustained(chip, "bf16" if low else precision) * devices * how.gemm
-    share = how.low_gemm[_SCALINGS.index(scaling)]
+    share: float = how.fp4 if precision == "nvfp4" else getattr(how, f"fp8_{scaling}")
     fp32 = chip.peak_flops["fp32"].value * devices if chip.kind == "cpu" and "fp32" in chip.peak_flops else plain
     return Rank(
         kind=chip.kind,
@@ -98,8 +97,9 @@ def _sustained(chip: Accelerator, precision: str) -> float:
     best = chip.achievable_flops[name].value if name in chip.achievable_flops else None
     if chip.kind == "cpu":
         return best or peak
-    share = min(1.0, (constants.SUSTAINED_REFERENCE_FLOPS / peak) ** constants.SUSTAINED_EXPONENT)
-    return (best or peak * constants.ACHIEVABLE_SHARE) * share
+    best = best or peak * constants.ACHIEVABLE_SHARE
+    reference = constants.SUSTAINED_FLOPS_PER_JOULE[precision]
+    return best * min(1.0, (reference * chip.tdp_watts.value / best) ** constants.SUSTAINED_EXPONENT)
 
 
 def product_seconds(m: float, n: float, k: float, rank: Rank, element: int, flops: float | None = None) -> float:
@@ -136,13 +136,16 @@ def work_seconds(done: work.Work, rank: Rank, element: int, compiled: bool, leng
     attention = done.attention_flops / (rank.attention_flops * share)
     gelus = done.gelus * constants.GELU_FLOPS[rank.kind][element == 2][way] / rank.attention_flops
     moved = done.moved_bytes * how.traffic * (constants.COMPILED_BYTES_SHARE if compiled else 1.0)
-    # Casting for low precision reads an activation or a weight and writes it, twice where two layouts are needed.
-    casts = constants.CAST_BYTES * sum((m * k + k * n) * times for m, n, k, times in done.products) if low else 0.0
+    casts = how.cast_bytes * sum((m * k + k * n) * times for m, n, k, times in done.products) if low else 0.0
     moving = (moved + casts) / rank.bandwidth
     kernels = done.kernels * rank.op_seconds * how.dispatch * (constants.COMPILED_KERNEL_SHARE if compiled else 1.0)
     dispatch = kernels + how.layer_seconds
     busy = products + attention + gelus + moving
-    return Parts(products, attention, gelus + moving, dispatch if rank.kind == "cpu" else max(0.0, dispatch - busy))
+    if rank.kind != "cpu":
+        # The slower of queue and kernels, rounded off where they are level: kernels of one pass are not all alike.
+        sharp = constants.QUEUE_SHARPNESS
+        dispatch = (busy**sharp + dispatch**sharp) ** (1 / sharp) - busy
+    return Parts(products, attention, gelus + moving, dispatch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,9 @@ def unit_seconds(
     ahead = timed(work.block_forward(*asked))
     again = {"none": NOTHING, "full": ahead}.get(recompute)
     if again is None:
-        again = timed(work.attention_again(shape, tokens, sequence_length, element, split, flash))
+        share = rank.profile.selective
+        core = timed(work.attention_again(shape, tokens, sequence_length, element, split, flash))
+        again = Parts(*(share * seconds for seconds in ahead)) if share else core
     t = split.tensor
     root = work.head(shape, tokens, element, fused, t, chunked)
     return UnitSeconds(

@@ -11,11 +11,12 @@ from typing import Final
 GEMM_HALF_OUTER: Final = {"gpu": 192.0, "tpu": 192.0, "cpu": 4.0}  # rows and columns of the result
 GEMM_HALF_INNER: Final = {"gpu": 128.0, "tpu": 128.0, "cpu": 4.0}  # the summed dimension
 
-# Best-shape rates are bursts; under the power limit of sustained training faster chips keep less of them. The share is
-# (reference / peak)^exponent: 1 on an A100 (0.80 of peak = its best shape), 0.64 on a B200 (0.50 of peak sustained
-# against 0.78 best), both from the same tables as above; an H100 (0.77) is interpolated.
-SUSTAINED_REFERENCE_FLOPS: Final = 312e12
-SUSTAINED_EXPONENT: Final = 0.226
+# Best-shape rates are bursts; training runs into the power limit. A device keeps the share (reference / (best rate /
+# TDP))^exponent of its best rate, at most all: 1 on an A100 (0.68 TFLOP/J), 0.64 on a B200 (1.75 TFLOP/J), both from
+# sustained products against best ones in the tables above; an H100 (0.78, and 0.67 for a part of 500 W) lies between.
+# A product in half the bits takes half the energy.
+SUSTAINED_FLOPS_PER_JOULE: Final = {"fp32": 0.68e12, "bf16": 0.68e12, "fp8": 1.36e12, "nvfp4": 2.72e12}
+SUSTAINED_EXPONENT: Final = 0.47
 # Best shape over dense peak where the catalog has no measured best: median of the A100, H100 and B200 figures
 # (stas00/ml-engineering, compute/accelerator, 2026-08: 0.87, 0.80, 0.78).
 ACHIEVABLE_SHARE: Final = 0.80
@@ -39,7 +40,8 @@ GELU_FLOPS: Final = {"gpu": ((0.0, 0.0),) * 2, "tpu": ((0.0, 0.0),) * 2, "cpu": 
 BANDWIDTH_SHARE: Final = {"gpu": 0.85, "tpu": 0.85, "cpu": 1.0}  # a CPU's bandwidth is measured, not a data sheet's
 COMPILED_BYTES_SHARE: Final = 0.45  # of elementwise traffic that fused kernels still move
 COMPILED_KERNEL_SHARE: Final = 0.35  # of operations that are still dispatched
-CAST_BYTES: Final = 4.0  # of an operand that is cast to 8 or 4 bits: read in 16, written, and once more transposed
+# Power of the mean that joins the time of a GPU's kernels and of their launches; the higher, the nearer to the maximum.
+QUEUE_SHARPNESS: Final = 3.0
 COMPILE_SECONDS: Final = {"cpu": 25.0, "gpu": 60.0, "tpu": 60.0}
 
 # --- communication ---------------------------------------------------------------------------------------------------
@@ -53,6 +55,9 @@ GLOO_REDUCE_SCATTER: Final = 2.8
 SHARDING_HOST_SECONDS: Final = 3e-4
 # Host time of clipping and updating one sharded tensor, over a plain one's dispatch (torch 2.13, 2026-11).
 SHARDED_UPDATE_SECONDS: Final = 4e-5
+# The catalog's latency is that of 8 ranks; on a GPU it grows with them: 38 us for 2 A100, 88 us for 8 (all-reduce of
+# 1 MiB less its bytes, VIA-Research/vTrain trace/a100, 2024).
+LATENCY_OF_RANKS: Final = (0.25, 0.094)  # base, each rank up to 8
 # Share of tensor-parallel traffic that stays in sight when it is cut up and sent behind the products it feeds.
 ASYNC_TENSOR_EXPOSED: Final = 0.3
 STEERING_MESSAGES: Final = 2  # small all-reduces of a step: target count and stop flags, loss

@@ -21,14 +21,17 @@ class Profile:
         name: as a plan prints it.
         source: where the constants come from.
         gemm: of the rate that large products sustain on this device (`compute.rank_of`), what this software reaches.
-        low_gemm: the same for products in fp8 or nvfp4, of the sustained rate in that, by kind of scaling.
+        fp8_tensor, fp8_row, fp8_block, fp4: the same for products in 8 bits by what shares a scale, and in 4 bits.
+        cast_bytes: moved for each element of a low-precision product's operands, to scale and round them.
         fused_attention: one kernel that never writes the scores and skips what causality masks.
         attention: share of the sustained rate that fused attention reaches on long sequences.
         traffic: bytes of elementwise operations over those that plain eager operations move.
+        selective: what selective recomputation does again, as a share of a block's forward pass; 0 = attention alone.
         dispatch: times the accelerator's `op_overhead` for each operation, in what a layer takes at the least.
         layer_seconds: of host work for each layer, pass and microbatch beside its operations (hooks, Python).
-        tensor_bandwidth: of the links, what tensor-parallel collectives get.
-        data_bandwidth: of the links, what gradient and parameter collectives get.
+        node_bandwidth: of the links inside a node, what collectives get.
+        network_bandwidth: of those between nodes and islands.
+        gather_bandwidth: of what they get between nodes, the part that gathers of sharded parameters get.
         data_exposed: share of the data-parallel traffic that is waited for though computation could hide it.
         pipeline_seconds: that a stage loses each time it hands a microbatch on, beside the bytes.
         step_seconds: fixed part of a step.
@@ -37,14 +40,20 @@ class Profile:
     name: str
     source: str
     gemm: float = 1.0
-    low_gemm: tuple[float, float, float] = (1.0, 0.8, 0.8)  # tensor, row, block
+    fp8_tensor: float = 1.0
+    fp8_row: float = 0.8
+    fp8_block: float = 0.9
+    fp4: float = 0.8
+    cast_bytes: float = 4.0
     fused_attention: bool = True
     attention: float = 0.35
     traffic: float = 1.0
+    selective: float = 0.0
     dispatch: float = 1.0
     layer_seconds: float = 0.0
-    tensor_bandwidth: float = 1.0
-    data_bandwidth: float = 1.0
+    node_bandwidth: float = 1.0
+    network_bandwidth: float = 1.0
+    gather_bandwidth: float = 1.0
     data_exposed: float = 0.0
     pipeline_seconds: float = 0.0
     step_seconds: float = 0.0

@@ -68,9 +68,10 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     waits["pipeline"] += handing
     waiting = sum(waits.values())
 
-    forward, backward = sum(stage.forward), sum(stage.backward)
+    # The other stages have no head: a pipeline fills and drains at their pace.
+    number = job.model.layers / layout.pipeline
+    forward, backward, crossing = number * stage.block_forward, number * stage.block_backward, waiting / times
     by_weight = stage.weight_share * (backward - stage.again)
-    crossing = waiting / times
     ahead = forward + stage.again + crossing * (forward + stage.again) / (forward + backward)
     back = backward - stage.again - by_weight + crossing * (backward - stage.again) / (forward + backward)
     bubble = bubble_seconds(layout.pipeline, layout.schedule, layout.interleave, ahead, back, by_weight)
@@ -219,6 +220,9 @@ def _exposed(
     backward = (layers - 1) * waited(again + reduce, block_backward) + again + reduce + root_reduce
     crossing = sum(c.seconds * c.count for c in ours if c.phase == "step" and c.unit != "norm")
     norm = sum(c.seconds for c in ours if c.unit == "norm")
-    # What happens once a step starts as gradients appear in the last microbatch's backward pass.
+    # What happens once a step starts as gradients appear in the last microbatch's backward pass; updated parameters
+    # that are gathered come as the first forward pass needs them.
     behind = max(0.0, layers * block_backward - layers * (again + reduce))
+    if any(c.kind == "all_gather" and c.phase == "step" for c in ours):
+        behind += layers * block_forward
     return accumulation * (forward + backward) + waited(crossing, behind) + norm + steering

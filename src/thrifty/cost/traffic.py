@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.params import counts
 from thrifty.cost.profiles import profile
@@ -95,11 +96,15 @@ def hop(cluster: Cluster, layout: Layout, axis: Axis) -> Hop:
     span = stride * size
     in_node = max(1, min(size, per_node // stride if stride <= per_node else 1))
     if span <= per_node:
-        return _hop("intra_node", cluster.intra_node, 1)
+        inside = _hop("intra_node", cluster.intra_node, 1)
+        if cluster.accelerator.kind == "cpu":
+            return inside
+        base, each = constants.LATENCY_OF_RANKS
+        return Hop(inside.link, inside.bandwidth, inside.latency * (base + each * min(8, size)))
     name, link = ("inter_node", cluster.inter_node) if span <= per_island else ("inter_island", cluster.inter_island)
     outside = _hop(name, link, in_node)
-    inside = _hop("intra_node", cluster.intra_node, 1).bandwidth if in_node > 1 else outside.bandwidth
-    return Hop(name, min(inside, outside.bandwidth), outside.latency)
+    within = cluster.intra_node.bandwidth.value if in_node > 1 else outside.bandwidth
+    return Hop(name, min(within, outside.bandwidth), outside.latency)
 
 
 def _hop(name: str, link: Link, links: int) -> Hop:
@@ -107,10 +112,11 @@ def _hop(name: str, link: Link, links: int) -> Hop:
 
 
 def collective(
-    kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float, ring: Hop, group: int, share: float
-) -> Collective:
-    """One kind of collective over a ring, of whose bandwidth the software gets a share."""
-    sent = payload * _SENT[kind](group)
+    kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float, ring: Hop, group: int,
+    shares: tuple[float, float],
+) -> Collective:  # fmt: skip
+    """One kind of collective over a ring, of whose bandwidth the software gets a share: inside a node, or outside."""
+    sent, share = payload * _SENT[kind](group), shares[ring.link != "intra_node"]
     seconds = ring.latency + sent / (ring.bandwidth * share)
     return Collective(kind, unit, phase, axis, group, payload, sent, count, ring.link, ring.latency, seconds)
 
@@ -121,19 +127,20 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
         return ()
     rings = tuple((axis, hop(cluster, recipe.layout, axis)) for axis in AXES if getattr(recipe.layout, axis) > 1)
     how = profile(recipe.software, cluster.accelerator)
-    shares = (how.tensor_bandwidth, how.data_bandwidth)
+    shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
     asked = (recipe.layout, recipe.accumulation, recipe.precision, recipe.exchange, rings, shares)
     moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.recompute, *asked)
     return (*_data_parallel(job.model, *asked), *moved)
 
 
 Rings = tuple[tuple[Axis, Hop], ...]
+Shares = tuple[float, float, float]  # of a link's bandwidth: inside a node, between nodes, of that for zero 3
 
 
 @lru_cache(maxsize=8192)
 def _data_parallel(
     shape: ModelShape, layout: Layout, accumulation: int, precision: str, exchange: Exchange, rings: Rings,
-    shares: tuple[float, float],
+    shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Gradients and parameters between the ranks that see different samples, context ranks included."""
     ring, n = dict(rings), layout.shard
@@ -142,7 +149,9 @@ def _data_parallel(
 
     def add(kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float) -> None:
         group = layout.island if axis == "island" else n
-        found.append(collective(kind, unit, phase, axis, payload, count, ring[axis], group, shares[1]))
+        inside, outside, gathered = shares
+        outside *= gathered if phase != "step" else 1.0
+        found.append(collective(kind, unit, phase, axis, payload, count, ring[axis], group, (inside, outside)))
 
     for unit in units(shape, layout):
         each, size, shard = unit.number * accumulation, unit.elements, unit.shard
@@ -198,7 +207,7 @@ def units(shape: ModelShape, layout: Layout) -> tuple[Unit, ...]:
 @lru_cache(maxsize=65536)
 def _activations(
     shape: ModelShape, length: int, micro: int, recompute: str, layout: Layout, accumulation: int, precision: str,
-    exchange: Exchange, rings: Rings, shares: tuple[float, float],
+    exchange: Exchange, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Activations and their gradients between the ranks that share a microbatch."""
     if layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
@@ -211,7 +220,7 @@ def _activations(
 
     def add(kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float) -> None:
         group = getattr(layout, axis)
-        found.append(collective(kind, unit, phase, axis, payload, count * accumulation, ring[axis], group, shares[0]))
+        found.append(collective(kind, unit, phase, axis, payload, count * accumulation, ring[axis], group, shares[:2]))
 
     again = 1 if recompute == "full" else 0
     if layout.tensor > 1:
