@@ -1,204 +1,221 @@
-"""Scores predicted step time and memory against public measurements of fully sharded training.
+"""Scores the planner against public measurements: time of a step, and the speed of the layout it would choose.
 
-    python benchmarks/score_planner.py FOLDER [--json FILE]
+    python benchmarks/score_planner.py FOLDER [--json FILE] [--cross-validate] [--readme FILE]
 
-FOLDER holds `d1_torchtitan.csv` and `d3_llmfoundry_mpt_fsdp.csv`: one measured run a row. Scored are the rows that
-are fully sharded data parallel alone, in bf16. The null is one constant MFU for all rows of a table: the median of
-those same rows, so the null has seen what it is scored on and the planner has not. Constants of the cost model were
-set on GEMM tables and on the A100 rows of every second model size (`FITTED`); the rest is held out.
+FOLDER holds tables in the format that `truth.py` reads. Errors are predicted / measured - 1. The null is one constant
+MFU for all rows of a table: the median of those same rows, so the null has seen what it is scored on. `coverage` is the
+share of rows inside the profile's 80% interval. `--cross-validate` scores each row with constants fitted without its
+model size too (some minutes). `--readme` rewrites the error table between its markers in FILE.
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from thrifty.catalog import lookup
+import fit_profiles
 from thrifty.cost.compute import rank_of
 from thrifty.cost.flops import model_flops_per_token
-from thrifty.cost.memory import memory
+from thrifty.cost.profiles import PROFILES, profile
 from thrifty.cost.step import step_seconds
-from thrifty.spec.cluster import Cluster
-from thrifty.spec.job import Job, ModelShape
-from thrifty.spec.load import build
-from thrifty.spec.recipe import Batch, Exchange, Layout, Recipe
+from truth import Case, Skipped, read
 
-GIB = 2**30
-FITTED = ("125m", "760m", "3b", "13b")  # on A100s; the other sizes and every H100 row are held out
-
-# MPT: (layers, width, heads), from llm-foundry scripts/train/yamls/pretrain; GPT-2 like, no biases, tied.
-MPT = {
-    "125m": (12, 768, 12), "350m": (24, 1024, 16), "760m": (24, 1536, 12), "1b": (24, 2048, 16), "3b": (32, 2560, 20),
-    "7b": (32, 4096, 32), "13b": (40, 5120, 40), "30b": (48, 7168, 56), "70b": (80, 8192, 64),
+START, END = "<!-- errors: written by benchmarks/score_planner.py -->", "<!-- end of errors -->"
+NAMES = {
+    "a1": "Megatron-LM 2021, 1.7B to 1T, A100", "a2": "ZeRO-3 against 3D, 175B, A100",
+    "b": "sequence parallelism, 22B and 1T, A100", "c1": "Megatron-Core, 2B to 314B, H100",
+    "c2": "Megatron-Bridge, fp8 and nvfp4, H100 to GB300", "d1": "torchtitan, 1D to 4D, bf16 and float8, H100 to B200",
+    "d2": "SimuMax's runs, dense, MoE, long context, B200", "d3": "llm-foundry FSDP, 125M to 70B, A100 and H100",
+    "d4": "vTrain, 64 to 512 A100", "d5": "vTrain, 1 to 8 A100", "d6": "nanotron's best layouts, 8 to 512 H100",
+    "d7": "MT-NLG 530B, A100",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Score:
-    """One measured run beside its prediction."""
+class Row:
+    """One measured quantity beside its prediction and the null's.
 
+    Attributes:
+        low, high: ends of the 80% interval of the prediction.
+        null: what the null predicts.
+    """
+
+    table: str
     id: str
-    group: str
-    held_out: bool
-    measured_seconds: float
-    predicted_seconds: float
-    mfu: float
-    measured_bytes: float | None = None
-    predicted_bytes: float | None = None
+    measured: float
+    predicted: float
+    low: float
+    high: float
+    null: float
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV whose comment lines start with #."""
-    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
+@dataclass(frozen=True)
+class Score:
+    """A table's errors, as fractions."""
+
+    rows: int
+    mape: float
+    median: float
+    worst: float
+    bias: float
+    coverage: float
+    null_mape: float
 
 
-@cache
-def cluster_of(text: str) -> Cluster:
-    settings = lookup.cluster(text)
-    if settings.at("price") is None:
-        settings = settings.put("price", 0.0, "benchmark")
-    return build(Cluster, settings, "")
-
-
-def mpt_shape(name: str, sequence_length: int) -> ModelShape:
-    layers, hidden, heads = MPT[name]
-    return ModelShape(
-        name=f"mpt-{name}", layers=layers, hidden=hidden, heads=heads, kv_heads=heads, head_dim=hidden // heads,
-        ffn=4 * hidden, vocab_size=50368, max_positions=sequence_length, norm="layernorm", mlp="gelu",
-        positions="learned", tied_embeddings=True,
-    )  # fmt: skip
-
-
-def score(job: Job, cluster: Cluster, recipe: Recipe, tokens_per_s_per_gpu: float, **rest: Any) -> Score:
-    tokens = recipe.batch.sequences * job.sequence_length
-    measured = tokens / (tokens_per_s_per_gpu * cluster.devices)
-    flops = model_flops_per_token(job.model, job.sequence_length) * tokens
-    peak = rank_of(cluster, recipe).peak_flops * cluster.devices
-    predicted = step_seconds(job, cluster, recipe).total
-    used = memory(job, cluster, recipe).peak if rest.get("measured_bytes") else None
-    mfu = flops / (measured * peak)
-    return Score(measured_seconds=measured, predicted_seconds=predicted, mfu=mfu, predicted_bytes=used, **rest)
-
-
-def foundry(folder: Path) -> list[Score]:
-    """MosaicML's MPT runs: FSDP on A100 and H100, 125M to 70B, sequences of 512 to 65,536."""
-    chips = {"h100_80gb": "h100", "a100_80gb": "a100-80gb", "a100_40gb": "a100-40gb"}
-    found = []
-    for row in rows_of(folder / "d3_llmfoundry_mpt_fsdp.csv"):
-        if "bf16" not in row["precision"]:
-            continue  # fp8 is not in this cost model
-        gpus, length = int(row["gpus"]), int(row["seq"])
-        job = Job(model=mpt_shape(row["model"], length), steps=1, sequence_length=length)
-        recipe = Recipe(
-            layout=Layout(shard=gpus, reshard_after_forward=row["sharding"] == "FULL_SHARD"),
-            batch=Batch(sequences=int(row["global_batch"]), micro_sequences=int(row["micro_batch"])),
-            recompute="full" if row["activation_ckpt"] == "True" else "none",
-            exchange=Exchange(dtype="bf16"),
-        )
-        held_out = not (row["gpu"].startswith("a100") and row["model"] in FITTED)
-        rate = float(row["tokens_per_s_per_gpu"])
-        cluster = cluster_of(f"{gpus}x{chips[row['gpu']]}")
-        found.append(score(job, cluster, recipe, rate, id=row["id"], group=row["gpu"], held_out=held_out))
-    return found
-
-
-def torchtitan(folder: Path) -> list[Score]:
-    """Llama 3.1 8B under FSDP2, eager and compiled. Its selective recomputation lies between our none and full."""
-    h100 = cluster_of("8xh100")
-    # That cluster's H100 is a 500 W part with 96 GB of HBM2e.
-    chip = h100.accelerator
-    slower = chip.memory_bandwidth.model_copy(update={"value": 2.4e12})
-    larger = chip.memory.model_copy(update={"value": 95.0 * GIB})
-    h100 = h100.model_copy(
-        update={"accelerator": chip.model_copy(update={"memory_bandwidth": slower, "memory": larger})}
+def score(rows: list[Row]) -> Score:
+    signed = [row.predicted / row.measured - 1 for row in rows]
+    return Score(
+        rows=len(rows),
+        mape=statistics.mean(map(abs, signed)),
+        median=statistics.median(map(abs, signed)),
+        worst=max(signed, key=abs),
+        bias=statistics.median(signed),
+        coverage=statistics.mean(row.low <= row.measured <= row.high for row in rows),
+        null_mape=statistics.mean(abs(row.null / row.measured - 1) for row in rows),
     )
-    shape = build(ModelShape, lookup.model("llama-3.1-8b"), "")
+
+
+def time_rows(cases: list[Case]) -> list[Row]:
+    """Predicted and measured seconds of every case, with the null of its table."""
+    mfu: dict[str, list[float]] = defaultdict(list)
+    for case in cases:
+        mfu[case.table].append(ideal_seconds(case) / case.seconds)
+    usual = {table: statistics.median(values) for table, values in mfu.items()}
     found = []
-    for row in rows_of(folder / "d1_torchtitan.csv"):
-        if row["id"] not in ("tt_t1_0", "tt_t1_1"):
-            continue  # the only rows of one-dimensional FSDP in bf16 whose hardware and recomputation are named
-        job = Job(model=shape, steps=1, sequence_length=int(row["seq"]))
-        for recompute in ("none", "full"):
-            recipe = Recipe(
-                layout=Layout(shard=8),
-                batch=Batch(sequences=int(row["global_batch"]), micro_sequences=int(row["local_batch"])),
-                recompute=recompute,
-                compile="compile" in row["technique"],
-                exchange=Exchange(dtype="fp32"),
-            )
-            named = {"id": f"{row['id']} ({row['technique']}) if {recompute}", "group": "torchtitan", "held_out": True}
-            size = float(row["peak_mem_GiB"]) * GIB
-            found.append(score(job, h100, recipe, float(row["tokens_per_s_per_gpu"]), measured_bytes=size, **named))
+    for case in cases:
+        predicted = step_seconds(case.job, case.cluster, case.recipe).total
+        how = profile(case.recipe.software, case.cluster.accelerator)
+        null = ideal_seconds(case) / usual[case.table]
+        found.append(Row(case.table, case.id, case.seconds, predicted, predicted * how.low, predicted * how.high, null))
     return found
 
 
-def errors(scores: list[Score]) -> tuple[float, float, float]:
-    """Median and 95th percentile of |predicted / measured - 1|, and the median signed error."""
-    signed = [s.predicted_seconds / s.measured_seconds - 1 for s in scores]
-    return *_spread(signed), statistics.median(signed)
+def ideal_seconds(case: Case) -> float:
+    """Model FLOPs of a step at the peak of all devices."""
+    tokens = case.recipe.batch.sequences * case.job.sequence_length
+    peak = rank_of(case.cluster, case.recipe).peak_flops * case.recipe.layout.ranks
+    return model_flops_per_token(case.job.model, case.job.sequence_length) * tokens / peak
 
 
-def null_errors(scores: list[Score]) -> tuple[float, float]:
-    """The same for one constant MFU."""
-    constant = statistics.median(s.mfu for s in scores)
-    return _spread([s.mfu / constant - 1 for s in scores])
+def search_scores(cases: list[Case]) -> dict[str, tuple[int, float, float]]:
+    """For each table: groups of runs that differ in layout alone, and the best measured time over the chosen's.
+
+    The chosen layout is the one predicted fastest among those that were measured; a group has three at the least.
+    Returns groups, mean and worst of best / chosen.
+    """
+    by_choice: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in cases:
+        by_choice[case.table, case.choice].append(case)
+    found: dict[str, list[float]] = defaultdict(list)
+    for (table, _), group in by_choice.items():
+        if len(group) >= 3 and len({(c.recipe.layout, c.recipe.batch) for c in group}) >= 3:
+            chosen = min(group, key=lambda c: step_seconds(c.job, c.cluster, c.recipe).total)
+            found[table].append(min(c.seconds for c in group) / chosen.seconds)
+    return {table: (len(v), statistics.mean(v), min(v)) for table, v in sorted(found.items())}
 
 
-def _spread(signed: list[float]) -> tuple[float, float]:
-    size = sorted(map(abs, signed))
-    return statistics.median(size), size[min(len(size) - 1, round(0.95 * (len(size) - 1)))]
+def held_out(cases: list[Case]) -> dict[str, float]:
+    """Mean absolute error of each table when no constant has seen the model size that it is scored on."""
+    shipped, errors = dict(PROFILES), defaultdict(list)
+    for name, tables in fit_profiles.TABLES.items():
+        ours = [
+            c for c in cases if c.table in tables and profile(c.recipe.software, c.cluster.accelerator).name == name
+        ]
+        ratios = fit_profiles.cross_validate(ours, name, "size")
+        for case in ours:
+            if case.id in ratios:
+                errors[case.table].append(abs(ratios[case.id] - 1))
+    PROFILES.update(shipped)
+    return {table: statistics.mean(sizes) for table, sizes in errors.items()}
 
 
-def main(arguments: list[str]) -> int:
-    target = Path("benchmarks/results/score_planner.json")
-    if "--json" in arguments:
-        target = Path(arguments.pop(arguments.index("--json") + 1))
-        arguments.remove("--json")
-    if len(arguments) != 1:
-        print(__doc__, file=sys.stderr)
+def told_skipped(skipped: list[Skipped]) -> None:
+    """Every row that is not scored, counted by reason."""
+    for (table, why), number in sorted(Counter((s.table, s.why) for s in skipped).items()):
+        print(f"not scored: {table}: {number} row{'s' if number > 1 else ''}: {why}")
+
+
+def readme_table(scores: dict[str, Score], cross: dict[str, float], search: dict[str, tuple[int, float, float]]) -> str:
+    """The error table in Markdown."""
+    lines = [
+        "| time of a step | rows | error | other sizes only | constant MFU | in the 80% interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in scores.items():
+        if name in NAMES:
+            apart = f"{cross[name]:.1%}" if name in cross else ""
+            lines.append(
+                f"| {NAMES[name]} | {one.rows} | {one.mape:.1%} | {apart} | {one.null_mape:.1%} | {one.coverage:.0%} |"
+            )
+    if search:
+        groups = sum(n for n, _, _ in search.values())
+        mean = sum(n * m for n, m, _ in search.values()) / groups
+        lines += [
+            "",
+            f"Of {groups} groups of measured layouts the planner takes one that reaches {mean:.1%} of the best.",
+        ]
+    return "\n".join(lines)
+
+
+def write_readme(path: Path, table: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise SystemExit(f"{path} has no markers {START!r} and {END!r}")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/score_planner.json"))
+    parser.add_argument("--cross-validate", action="store_true")
+    parser.add_argument("--readme", type=Path)
+    args = parser.parse_args()
+    cases, skipped = read(args.folder)
+    if not cases:
+        print(f"NOT SCORED: {args.folder} has none of the tables", file=sys.stderr)
         return 2
-    folder = Path(arguments[0])
-    missing = [n for n in ("d1_torchtitan.csv", "d3_llmfoundry_mpt_fsdp.csv") if not (folder / n).is_file()]
-    if missing:
-        print(f"NOT SCORED: {folder} lacks {' and '.join(missing)}", file=sys.stderr)
-        return 2
-    rows = foundry(folder)
-    subsets = {
-        "all": rows,
-        "fitted sizes on A100": [s for s in rows if not s.held_out],
-        "held out": [s for s in rows if s.held_out],
-        **{gpu: [s for s in rows if s.group == gpu] for gpu in sorted({s.group for s in rows})},
-    }
-    table = []
-    print("MPT under FSDP, bf16: time of a step, |predicted / measured - 1|\n")
-    print(f"{'rows':24}{'n':>5}{'median':>9}{'95th':>8}{'bias':>8}   null: {'median':>7}{'95th':>8}")
-    for name, subset in subsets.items():
-        middle, tail, bias = errors(subset)
-        null_middle, null_tail = null_errors(subset)
-        table.append({
-            "rows": name, "n": len(subset), "median_error": middle, "p95_error": tail, "bias": bias,
-            "null_median_error": null_middle, "null_p95_error": null_tail,
-        })  # fmt: skip
-        print(f"{name:24}{len(subset):5}{middle:9.1%}{tail:8.1%}{bias:+8.1%}   {null_middle:13.1%}{null_tail:8.1%}")
-    titan = torchtitan(folder)
-    print("\nLlama 3.1 8B, torchtitan, selective recomputation: predicted / measured (none and full enclose it)\n")
-    for s in titan:
-        time_ratio = s.predicted_seconds / s.measured_seconds
-        memory_ratio = (s.predicted_bytes or 0) / (s.measured_bytes or 1)
-        reserved = f"{(s.measured_bytes or 0) / GIB:.0f} GiB reserved"
-        print(f"{s.id:44} time {time_ratio:5.2f}   memory {memory_ratio:5.2f} of {reserved}")
-    everything = [vars(s) | {"ratio": s.predicted_seconds / s.measured_seconds} for s in rows + titan]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"time": table, "rows": everything}, indent=1) + "\n")
-    print(f"\nwritten: {target}")
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in time_rows(cases):
+        rows[row.table].append(row)
+    scores = {table: score(found) for table, found in sorted(rows.items())}
+    cross = held_out(cases) if args.cross_validate else {}
+    search = search_scores(cases)
+
+    print(f"{'step time':12}{'rows':>5}{'MAPE':>8}{'median':>8}{'worst':>8}{'bias':>8}{'cover':>7}{'null':>8}{'CV':>8}")
+    for name, one in scores.items():
+        apart = f"{cross[name]:8.1%}" if name in cross else ""
+        print(
+            f"{name:12}{one.rows:5}{one.mape:8.1%}{one.median:8.1%}{one.worst:+8.0%}{one.bias:+8.1%}"
+            f"{one.coverage:7.0%}{one.null_mape:8.1%}{apart}"
+        )
+    print("\nchosen layout among those measured: best time / chosen's")
+    for table, (number, mean, worst) in search.items():
+        print(f"{table:12}{number:5} groups{mean:8.1%}   worst {worst:.1%}")
+    print()
+    told_skipped(skipped)
+
+    content: dict[str, Any] = {"tables": {name: asdict(one) for name, one in scores.items()}}
+    for name, value in cross.items():
+        content["tables"][name]["cross_validated_mape"] = value
+    content["search"] = {t: {"groups": n, "mean": m, "worst": w} for t, (n, m, w) in search.items()}
+    content["skipped"] = dict(Counter(f"{s.table}: {s.why}" for s in skipped))
+    content["rows"] = [asdict(row) for found in rows.values() for row in found]
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(content, indent=1) + "\n")
+    if args.readme is not None:
+        write_readme(args.readme, readme_table(scores, cross, search))
+    print(f"\nwritten: {args.json}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -75,11 +75,7 @@ def cluster_of(text: str, node_bytes_per_s: float | None = None) -> Cluster:
     each = 0.8 * node_bytes_per_s / cluster.per_node
     link = cluster.inter_node
     return cluster.model_copy(
-        update={
-            "inter_node": link.model_copy(
-                update={"bandwidth": link.bandwidth.model_copy(update={"value": each})}
-            )
-        }
+        update={"inter_node": link.model_copy(update={"bandwidth": link.bandwidth.model_copy(update={"value": each})})}
     )
 
 
@@ -263,7 +259,8 @@ def vtrain_one(row: dict[str, str]) -> Case:
 def megatron_core(row: dict[str, str]) -> Case | str:
     """c1: weak scaling on H100, all overlaps on, distributed optimizer.
 
-    Neither microbatch nor interleaving is said: 1, and as many chunks a stage as divide its layers, up to 6.
+    Neither microbatch nor interleaving is said. Taken: 2 sequences where there is no pipeline, else 1, and as many
+    chunks a stage as divide its layers, up to 6.
     """
     if not row["pp"] or not row["dp"]:
         return "lacks pp, dp and layout"
@@ -281,8 +278,8 @@ def megatron_core(row: dict[str, str]) -> Case | str:
     )  # fmt: skip
     return case(
         row["model"], "H100", row["model"], Job(model=shape, steps=1, sequence_length=length),
-        cluster_of(f"{gpus}xh100", 8 * 50e9), seconds, (sequences, 1), "megatron", layout, exchange="fp32",
-        recompute="none",
+        cluster_of(f"{gpus}xh100", 8 * 50e9), seconds, (sequences, 1 if pipeline > 1 else 2), "megatron", layout,
+        exchange="fp32", recompute="none",
     )  # fmt: skip
 
 
@@ -310,20 +307,23 @@ def bridge(row: dict[str, str]) -> Case | str:
     fsdp = bool(whole(row["fsdp"], 0))
     layout = {
         "shard": data, "zero": 3 if fsdp else 1, "tensor": tp, "pipeline": pp, "context": cp, "interleave": vp,
-        "schedule": "interleaved" if vp > 1 and pp > 1 else "1f1b", "sequence_parallel": tp > 1, "tensor_overlap": tp > 1,
+        "schedule": "interleaved" if vp > 1 and pp > 1 else "1f1b", "sequence_parallel": tp > 1,
+        "tensor_overlap": tp > 1,
     }  # fmt: skip
     if pp == 1:
         layout["interleave"] = 1
     chip = row["system"].removeprefix("DGX-").lower()
     seconds = sequences * length / (float(row["tokens_per_s_per_gpu"]) * gpus)
     return case(
-        model, chip.upper(), f"{model}-{gpus}-{precision}", Job(model=named(BRIDGE[model]), steps=1, sequence_length=length),
-        cluster_of(f"{gpus}x{chip}"), seconds, (sequences, micro), "megatron", layout, precision=precision,
-        scaling=scaling, exchange="bf16",
+        model, chip.upper(), f"{model}-{gpus}-{precision}",
+        Job(model=named(BRIDGE[model]), steps=1, sequence_length=length), cluster_of(f"{gpus}x{chip}"), seconds,
+        (sequences, micro), "megatron", layout, precision=precision, scaling=scaling, exchange="bf16",
     )  # fmt: skip
 
 
-def _deepseek(layers: int, dense: int, hidden: int, heads: int, ffn: int, vocab: int, mix: dict[str, int]) -> ModelShape:
+def _deepseek(
+    layers: int, dense: int, hidden: int, heads: int, ffn: int, vocab: int, mix: dict[str, int]
+) -> ModelShape:
     return ModelShape(
         layers=layers, hidden=hidden, heads=heads, kv_heads=heads, head_dim=192, ffn=ffn, vocab_size=vocab,
         max_positions=163840, experts=Experts(dense_layers=dense, imbalance=1.0, **mix),
@@ -339,7 +339,9 @@ def simumax_shape(model: str, layers: int) -> ModelShape:
     if model == "deepseekv3":
         mix = {"count": 256, "active": 8, "ffn": 2048, "shared": 1}
         return _deepseek(layers, 0, 7168, 128, 18432, 129280, mix)
-    return named({"llama3_8b": "llama-3-8b", "llama3_70b": "llama-3-70b", "llama3_405b": "llama-3.1-405b"}[model], layers)
+    return named(
+        {"llama3_8b": "llama-3-8b", "llama3_70b": "llama-3-70b", "llama3_405b": "llama-3.1-405b"}[model], layers
+    )
 
 
 def simumax(row: dict[str, str]) -> Case:

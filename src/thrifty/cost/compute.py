@@ -99,7 +99,8 @@ def _sustained(chip: Accelerator, precision: str) -> float:
         return best or peak
     best = best or peak * constants.ACHIEVABLE_SHARE
     reference = constants.SUSTAINED_FLOPS_PER_JOULE[precision]
-    return best * min(1.0, (reference * chip.tdp_watts.value / best) ** constants.SUSTAINED_EXPONENT)
+    share: float = min(1.0, (reference * chip.tdp_watts.value / best) ** constants.SUSTAINED_EXPONENT)
+    return best * share
 
 
 def product_seconds(m: float, n: float, k: float, rank: Rank, element: int, flops: float | None = None) -> float:

@@ -33,8 +33,10 @@ class Profile:
         network_bandwidth: of those between nodes and islands.
         gather_bandwidth: of what they get between nodes, the part that gathers of sharded parameters get.
         data_exposed: share of the data-parallel traffic that is waited for though computation could hide it.
+        balanced: pipeline stages are cut so that the head weighs too; else the last has it on top of equal layers.
         pipeline_seconds: that a stage loses each time it hands a microbatch on, beside the bytes.
         step_seconds: fixed part of a step.
+        low, high: ends of the 80% interval of a step's time, as factors.
     """
 
     name: str
@@ -55,8 +57,11 @@ class Profile:
     network_bandwidth: float = 1.0
     gather_bandwidth: float = 1.0
     data_exposed: float = 0.0
+    balanced: bool = False
     pipeline_seconds: float = 0.0
     step_seconds: float = 0.0
+    low: float = 0.8
+    high: float = 1.25
 
 
 def profile(software: str, chip: Accelerator) -> Profile:

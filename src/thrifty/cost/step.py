@@ -155,7 +155,8 @@ def _stage(job: Job, recipe: Recipe, rank: Rank) -> _Stage:
     number = shape.layers / layout.pipeline
     block_forward, block_backward = sum(forward) / number, sum(backward) / number
     # A third of the head is its forward pass.
-    forward, backward = _add(forward, root, 1 / 3), _add(backward, root, 2 / 3)
+    share = layout.pipeline if rank.profile.balanced else 1
+    forward, backward = _add(forward, root, 1 / 3 / share), _add(backward, root, 2 / 3 / share)
     products = backward.products / max(1e-30, sum(backward))
     return _Stage(forward, backward, again, products / 2, block_forward, block_backward, evaluated)
 

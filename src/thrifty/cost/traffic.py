@@ -24,13 +24,6 @@ Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send
 Axis = Literal["tensor", "context", "expert", "shard", "pipeline", "island"]
 AXES: tuple[Axis, ...] = ("tensor", "context", "expert", "shard", "pipeline", "island")
 LINKS = ("intra_node", "inter_node", "inter_island")
-_SENT = {
-    "all_gather": lambda n: n - 1,
-    "reduce_scatter": lambda n: (n - 1) / n,
-    "all_reduce": lambda n: 2 * (n - 1) / n,
-    "all_to_all": lambda n: (n - 1) / n,
-    "send": lambda n: 1,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +104,23 @@ def _hop(name: str, link: Link, links: int) -> Hop:
     return Hop(name, link.bandwidth.value * links, link.latency.value)
 
 
+def _sent_share(kind: Kind, n: int) -> float:
+    """Bytes that each of n ranks sends, over those it hands in."""
+    return {
+        "all_gather": n - 1,
+        "reduce_scatter": (n - 1) / n,
+        "all_reduce": 2 * (n - 1) / n,
+        "all_to_all": (n - 1) / n,
+        "send": 1,
+    }[kind]
+
+
 def collective(
     kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float, ring: Hop, group: int,
     shares: tuple[float, float],
 ) -> Collective:  # fmt: skip
     """One kind of collective over a ring, of whose bandwidth the software gets a share: inside a node, or outside."""
-    sent, share = payload * _SENT[kind](group), shares[ring.link != "intra_node"]
+    sent, share = payload * _sent_share(kind, group), shares[ring.link != "intra_node"]
     seconds = ring.latency + sent / (ring.bandwidth * share)
     return Collective(kind, unit, phase, axis, group, payload, sent, count, ring.link, ring.latency, seconds)
 
@@ -195,7 +199,10 @@ def units(shape: ModelShape, layout: Layout) -> tuple[Unit, ...]:
     split = split_of(layout)
     dense = shape.layers if shape.experts is None else shape.experts.dense_layers
     found = []
-    for sparse, number in ((False, -(-dense // layout.pipeline)), (True, -(-(shape.layers - dense) // layout.pipeline))):
+    for sparse, number in (
+        (False, -(-dense // layout.pipeline)),
+        (True, -(-(shape.layers - dense) // layout.pipeline)),
+    ):
         if number:
             size = sum(m.outputs * m.inputs * m.times for m in linear_layers(shape, split, sparse)) + 2 * shape.hidden
             found.append(Unit("block", size, size / n, number))
@@ -270,7 +277,7 @@ def evaluation_by_link(sent: tuple[Collective, ...], recipe: Recipe, batches: in
             continue
         each = one.count / recipe.accumulation
         if one.axis == "shard":
-            often = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1
+            often: float = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1
         else:
             often = batches / (2 if recipe.recompute == "full" and one.axis != "pipeline" else 1)
         total[one.link] += one.sent_bytes * each * often

@@ -16,7 +16,7 @@ class Layout(Noun):
     """Ranks as a grid, outermost axis first: island x pipeline x shard x context x tensor.
 
     The inner an axis, the faster its links: pipelines send least, so their stages lie across nodes and a shard's ranks
-    inside one, as in torchtitan and Megatron-LM. What a model, a job and the software that runs it allow of this is in `spec.legal`.
+    inside one, as in torchtitan and Megatron-LM. What a model, a job and the software allow of this is in `spec.legal`.
 
     Attributes:
         island: replicas that all-reduce their gradients (hybrid sharding; plain data parallel when shard is 1).
