@@ -10,8 +10,8 @@ from torch import nn
 from thrifty.model.transformer import Transformer, initialise
 from thrifty.parallel.mesh import build_mesh
 from thrifty.parallel.shard import shard
-from thrifty.spec.plan import Plan
-from thrifty.spec.recipe import Optimizer
+from thrifty.spec.job import Job
+from thrifty.spec.recipe import Optimizer, Recipe
 from thrifty.trainer.world import World
 
 
@@ -24,15 +24,14 @@ class Built:
     shard_group: object | None  # ranks that share one copy of the parameters; None where each has all of them
 
 
-def build(plan: Plan, world: World) -> Built:
+def build(job: Job, recipe: Recipe, world: World) -> Built:
     """Model on its device, initialised from the job's seed alone, compiled and sharded as the recipe says.
 
     Order: meta construction, compile each block, shard, allocate, initialise. A sharded parameter is filled with its
     part of the same full tensor, so every layout starts from the same numbers.
     """
-    recipe = plan.recipe
     with torch.device("meta"):
-        model = Transformer(plan.job.model, precision=recipe.precision, recompute=recipe.recompute == "full")
+        model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute == "full")
     if recipe.compile:
         for block in model.blocks:
             block.compile()
@@ -49,7 +48,7 @@ def build(plan: Plan, world: World) -> Built:
         )
         group = mesh.get_group("shard") if recipe.layout.shard > 1 else None
     model.to_empty(device=world.device)
-    initialise(model, plan.job.seed)
+    initialise(model, job.seed)
     return Built(model, build_optimizer(model, recipe.optimizer), group)
 
 

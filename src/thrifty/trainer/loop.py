@@ -74,7 +74,7 @@ def execute(
         prepared = _prepare(plan, world, record.note)
         train, val = _samples(plan, prepared)
         memory.reset_peak(world.device)
-        built = build(plan, world)
+        built = build(plan.job, plan.recipe, world)
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
         base, paid_seconds, start = None, 0.0, 0
         if resume:

@@ -1,0 +1,79 @@
+"""Every layout computes what one process computes: loss, gradient norm and all gradients, within rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import pytest
+from parity import LLAMA, SEQUENCE, Case, Result, bound, compare, take_steps
+
+pytestmark = pytest.mark.dist
+
+TERMS = 8 * SEQUENCE + LLAMA["ffn"]  # the longest sum: of a weight's gradient over the tokens of a step
+LAYOUTS = [
+    {"shard": 2},
+    {"island": 2},
+    {"shard": 2, "reshard_after_forward": False},
+    {"shard": 4},
+    {"island": 2, "shard": 2},
+]
+
+
+@lru_cache(maxsize=64)
+def alone(case: Case) -> Result:
+    """One process, all sequences in one microbatch."""
+    return take_steps(case)
+
+
+def reference(case: Case) -> Result:
+    return alone(_Hashable(**vars(replace(case, layout={}, micro=case.sequences))))
+
+
+class _Hashable(Case):
+    def __hash__(self) -> int:
+        return hash(str(vars(self)))
+
+
+def named(layout: dict[str, object]) -> str:
+    return "-".join(f"{axis}{size}" for axis, size in layout.items())
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt", "qwen"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=named)
+def test_loss_and_gradients_equal_one_process(pool, layout, shape):
+    case = Case(shape=shape, layout=layout, clip=0.5)
+    ranks = case.recipe.layout.ranks
+    for result in pool(ranks).run(take_steps, case):
+        assert compare(reference(case), result, bound("float64", TERMS, LLAMA["layers"])) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=named)
+def test_in_fp32_they_differ_by_rounding(pool, layout):
+    case = Case(layout=layout, dtype="float32", clip=0.5)
+    for result in pool(case.recipe.layout.ranks).run(take_steps, case):
+        assert compare(reference(case), result, bound("float32", TERMS, LLAMA["layers"])) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=named)
+def test_in_bf16_they_differ_by_its_rounding(pool, layout):
+    """Weights' gradients are rounded to bf16 for each rank's tokens apart before they are summed in fp32."""
+    case = Case(layout=layout, dtype="float32", precision="bf16")
+    for result in pool(case.recipe.layout.ranks).run(take_steps, case):
+        assert compare(reference(case), result, 8 * 2.0**-8) == []
+
+
+@pytest.mark.parametrize("layout", [{"shard": 2}, {"island": 2, "shard": 2}], ids=named)
+@pytest.mark.parametrize("shape", ["llama", "gpt"])
+def test_twenty_steps_with_clipping_and_accumulation(pool, layout, shape):
+    """Rounding grows with each step; twenty times one step's bound is generous in fp64 and still far below any bug."""
+    case = Case(shape=shape, layout=layout, clip=0.3, steps=20, recompute="full")
+    for result in pool(case.recipe.layout.ranks).run(take_steps, case):
+        assert compare(reference(case), result, 1e3 * bound("float64", TERMS, LLAMA["layers"])) == []
+
+
+def test_a_wrong_gradient_would_be_seen():
+    """One step with other targets: far outside the bound that layouts must keep."""
+    case = Case()
+    other = take_steps(replace(case, sequences=7, micro=7))
+    assert compare(reference(case), other, bound("float32", TERMS, LLAMA["layers"])) != []
