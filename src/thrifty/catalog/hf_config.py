@@ -202,7 +202,7 @@ def family_for(shape: ModelShape) -> str:
             return "qwen2"
         if shape.bias == "all" and not shape.qk_norm and shape.sliding_window is None:
             return "llama"
-    switches = "norm", "mlp", "positions", "bias", "qk_norm", "kv_heads", "head_dim", "sliding_window"
+    switches = "kind", "norm", "mlp", "positions", "bias", "qk_norm", "kv_heads", "head_dim", "sliding_window"
     what = ", ".join(f"{key} {getattr(shape, key)}" for key in switches)
     hint = f"supported: {', '.join(ARCHITECTURES)}"
     raise ThriftyError(f"no Hugging Face architecture here holds this shape: {what}", hint=hint)
