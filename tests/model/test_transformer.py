@@ -27,7 +27,7 @@ FAMILIES = {
     "qwen2": {"kv_heads": 2, "bias": "qkv", "tied_embeddings": True},
     "qwen3": {"kv_heads": 1, "head_dim": 10, "qk_norm": True},
     "mistral": {"kv_heads": 2, "sliding_window": 5},
-    "gpt3": {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "sliding_window": 5, "full_attention_every": 2},
+    "mistral, half windowed": {"kv_heads": 2, "sliding_window": 5, "full_attention_every": 2},
 }
 
 

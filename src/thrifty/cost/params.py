@@ -1,5 +1,7 @@
 """Parameters of a model by name and shape, and what each rank holds of them.
 
+What the three kinds of model have:
+
     decoder   embedding, blocks of attention and MLP (or experts) with a norm before each, last norm, head
     encoder   embedding, positions, token types and their norm; blocks with a norm after each part; the head of masked
               language modelling: a square matrix, a norm, and a decoder that is the embedding where it is tied
@@ -85,7 +87,7 @@ def _mlp(shape: ModelShape, name: str = "mlp", ffn: int | None = None) -> list[N
 def _experts(shape: ModelShape, experts: Experts) -> list[Named]:
     """Router, routed experts stacked along their first dimension, and the shared ones as one wider MLP."""
     found = _linear("router", experts.count, shape.hidden, shape.bias == "all")
-    sides = {part: (experts.ffn, shape.hidden) for part in _inputs(shape)} | {"down": (shape.hidden, experts.ffn)}
+    sides = dict.fromkeys(_inputs(shape), (experts.ffn, shape.hidden)) | {"down": (shape.hidden, experts.ffn)}
     for part, (rows, columns) in sides.items():
         found.append((f"experts.{part}.weight", (experts.count, rows, columns)))
         if shape.bias == "all":
