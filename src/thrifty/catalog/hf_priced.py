@@ -31,10 +31,17 @@ def _decoder(read: Config, theta: float = 10000.0) -> dict[str, Any]:
     }
 
 
+def _count(read: Config, default: int | None = None) -> Any:
+    """Routed experts of a layer, under any of the names that transformers has for them."""
+    names = ("n_routed_experts", "num_experts", "num_local_experts")
+    given = [read.get(name) for name in names if read.get(name) is not None]
+    return given[0] if given else default or read.need(names[0])
+
+
 def _mixtral(read: Config) -> dict[str, Any]:
     fields = _decoder(read, 1000000.0)
     experts = {
-        "count": read.get("num_local_experts", 8),
+        "count": _count(read, 8),
         "active": read.get("num_experts_per_tok", 2),
         "ffn": fields["ffn"],
     }
@@ -51,7 +58,7 @@ def _qwen3_moe(read: Config) -> dict[str, Any]:
         hint = "supported: none, or the first ones"
         raise ThriftyError(f"mlp_only_layers = {dense} is not supported", where=read.where, hint=hint)
     experts = {
-        "count": read.get("num_experts", 128),
+        "count": _count(read, 128),
         "active": read.get("num_experts_per_tok", 8),
         "ffn": read.need("moe_intermediate_size"),
         "dense_layers": len(dense),
@@ -65,7 +72,7 @@ def _deepseek(read: Config) -> dict[str, Any]:
         read.only(key, (False,), False)
     read.only("moe_layer_freq", (1,), 1)
     experts = {
-        "count": read.need("n_routed_experts"),
+        "count": _count(read),
         "active": read.need("num_experts_per_tok"),
         "ffn": read.need("moe_intermediate_size"),
         "shared": read.get("n_shared_experts") or 0,
@@ -85,7 +92,7 @@ def _gpt_oss(read: Config) -> dict[str, Any]:
     read.only("attention_bias", (True,), True)
     fields = _decoder(read, 150000.0)
     experts = {
-        "count": read.get("num_local_experts", 128),
+        "count": _count(read, 128),
         "active": read.get("num_experts_per_tok", 4),
         "ffn": fields["ffn"],
     }
@@ -104,7 +111,7 @@ def _olmo2(read: Config) -> dict[str, Any]:
 def _olmoe(read: Config) -> dict[str, Any]:
     fields = _olmo2(read)
     experts = {
-        "count": read.get("num_experts", 64),
+        "count": _count(read, 64),
         "active": read.get("num_experts_per_tok", 8),
         "ffn": fields["ffn"],
     }
