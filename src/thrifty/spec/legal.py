@@ -95,11 +95,11 @@ def _by_schedule(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
 def _by_software(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
     if recipe.software != "thrifty":
         return
-    for axis, runs in _TRAINER_LAYOUT.items():
+    for axis, only in _TRAINER_LAYOUT.items():
         value = getattr(recipe.layout, axis)
-        if value != runs:
-            what = f"the trainer runs {axis} {runs}, not {value}"
-            yield Illegal(f"recipe.layout.{axis}", what, f"use {axis}: {runs}; or {WAY_OUT}")
+        if value != only:
+            what = f"the trainer runs {axis} {only}, not {value}"
+            yield Illegal(f"recipe.layout.{axis}", what, f"use {axis}: {only}; or {WAY_OUT}")
     if reason := untrained(shape):
         yield Illegal("job.model", reason, WAY_OUT)
     for key, value, runs in (
