@@ -15,7 +15,7 @@ def plan(
     """Prices a job on a cluster and picks what the recipe leaves open.
 
     Args:
-        job: a Job, a YAML file, or a model name of the catalog.
+        job: a Job, a YAML file, a model name of the catalog, or a Hugging Face config.json.
         cluster: a Cluster, a YAML file, `local`, or a short form such as `64xh100`.
         recipe: a whole Recipe, or the keys that are to be kept, e.g. `{"precision": "fp32"}`; the rest is chosen.
 

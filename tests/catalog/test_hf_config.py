@@ -131,7 +131,10 @@ def test_both_spellings_of_rope_are_read():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen3_moe"}, r"unknown architecture 'qwen3_moe'(.|\n)*gpt2, llama, mistral, qwen2, qwen3"),
+        (
+            {"model_type": "qwen2_moe"},
+            r"unknown architecture 'qwen2_moe'(.|\n)*gpt2, llama, mistral, qwen2, qwen3, m",
+        ),
         ({"model_type": None, "architectures": []}, r"\(no model_type\)"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
@@ -152,6 +155,9 @@ def test_what_the_decoder_cannot_be_is_refused_by_name(change, message):
 def test_a_window_in_some_layers_only_is_refused():
     with pytest.raises(ThriftyError, match="some layers only"):
         shape_from_config(QWEN2_7B | {"use_sliding_window": True, "max_window_layers": 20})
+    kinds = ["sliding_attention", "full_attention"] * 14
+    half = shape_from_config(QWEN2_7B | {"use_sliding_window": True, "layer_types": kinds})
+    assert (half.sliding_window, half.full_attention_every) == (131072, 2)
     all_layers = shape_from_config(QWEN2_7B | {"use_sliding_window": True, "max_window_layers": 0})
     assert all_layers.sliding_window == 131072
     assert shape_from_config(QWEN2_7B | {"use_sliding_window": True}).sliding_window is None
@@ -165,6 +171,9 @@ def test_a_window_in_some_layers_only_is_refused():
         {"bias": "qkv", "qk_norm": True},
         {"bias": "all", "sliding_window": 8},
         {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "kv_heads": 1},
+        {"sliding_window": 8, "full_attention_every": 2},
+        {"qk_norm": "width"},
+        {"experts": {"count": 4, "active": 2, "ffn": 8}},
     ],
 )
 def test_a_shape_that_no_family_holds_is_refused(switches):

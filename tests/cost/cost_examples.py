@@ -90,6 +90,26 @@ def shapes(draw: st.DrawFn) -> ModelShape:
 
 
 @st.composite
+def priced_shapes(draw: st.DrawFn) -> ModelShape:
+    """What the trainer does not run: experts, latent attention, encoders, vision transformers."""
+    base = draw(shapes()).model_dump()
+    kind = draw(st.sampled_from(["decoder", "encoder", "vit"]))
+    if kind == "vit":
+        return ModelShape(**base | {"kind": kind, "positions": "learned", "patch_size": draw(st.sampled_from([4, 7]))})
+    if kind == "encoder":
+        return ModelShape(**base | {"kind": kind, "token_types": draw(st.integers(0, 2))})
+    if draw(st.booleans()):
+        rank = draw(st.sampled_from([None, 12]))
+        base |= {"latent": {"q_rank": rank, "kv_rank": 8, "nope_dim": 6, "rope_dim": 4, "value_dim": 5}}
+        base |= {"bias": "none", "qk_norm": False, "head_dim": 10}
+    else:
+        base |= {"qk_norm": draw(st.sampled_from([False, True, "width"])), "attention_sinks": draw(st.booleans())}
+    count = draw(st.integers(1, 6))
+    experts = {"count": count, "active": draw(st.integers(1, count)), "ffn": 24, "shared": draw(st.integers(0, 2))}
+    return ModelShape(**base | {"experts": experts | {"dense_layers": draw(st.integers(0, base["layers"]))}})
+
+
+@st.composite
 def recipes(draw: st.DrawFn, most: int = 4) -> Recipe:
     return recipe(
         island=draw(st.integers(1, most)),

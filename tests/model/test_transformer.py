@@ -27,6 +27,7 @@ FAMILIES = {
     "qwen2": {"kv_heads": 2, "bias": "qkv", "tied_embeddings": True},
     "qwen3": {"kv_heads": 1, "head_dim": 10, "qk_norm": True},
     "mistral": {"kv_heads": 2, "sliding_window": 5},
+    "mistral, half windowed": {"kv_heads": 2, "sliding_window": 5, "full_attention_every": 2},
 }
 
 
@@ -88,7 +89,9 @@ def naive_rotate(shape: ModelShape, x: Tensor, position: int) -> Tensor:
     return torch.stack(low + high)
 
 
-def naive_attention(shape: ModelShape, p: dict[str, Tensor], name: str, rows: list[Tensor]) -> list[Tensor]:
+def naive_attention(
+    shape: ModelShape, p: dict[str, Tensor], name: str, rows: list[Tensor], window: int | None
+) -> list[Tensor]:
     def heads(part: str, position: int) -> list[Tensor]:
         found = list(naive_linear(p, f"{name}.{part}", rows[position]).split(shape.head_dim))
         if part != "value" and shape.qk_norm:
@@ -103,7 +106,7 @@ def naive_attention(shape: ModelShape, p: dict[str, Tensor], name: str, rows: li
     q, k, v = ([heads(part, t) for t in range(seq)] for part in ("query", "key", "value"))
     out = []
     for t in range(seq):
-        first = 0 if shape.sliding_window is None else max(0, t - shape.sliding_window + 1)
+        first = 0 if window is None else max(0, t - window + 1)
         mixed = []
         for h in range(shape.heads):
             scores = [q[t][h] @ k[j][h // group] / math.sqrt(shape.head_dim) for j in range(first, t + 1)]
@@ -133,7 +136,9 @@ def naive_logits(shape: ModelShape, p: dict[str, Tensor], tokens: Tensor) -> Ten
         for i in range(shape.layers):
             block = f"blocks.{i}"
             normed = [naive_norm(shape, p, f"{block}.attention_norm", row) for row in rows]
-            added = naive_attention(shape, p, f"{block}.attention", normed)
+            every = shape.full_attention_every
+            window = None if every and i % every == every - 1 else shape.sliding_window
+            added = naive_attention(shape, p, f"{block}.attention", normed, window)
             rows = [row + a for row, a in zip(rows, added, strict=True)]
             rows = [r + naive_mlp(shape, p, f"{block}.mlp", naive_norm(shape, p, f"{block}.mlp_norm", r)) for r in rows]
         samples.append(torch.stack([head @ naive_norm(shape, p, "norm", row) for row in rows]))
@@ -184,6 +189,7 @@ def test_any_mix_of_switches_equals_the_loops(data):
     draw = lambda *choices: data.draw(st.sampled_from(choices))  # noqa: E731
     kv_heads = draw(1, 2, 3)
     positions = draw("rope", "learned")
+    window = draw(None, 1, 3, 9)
     shape = ModelShape(
         layers=draw(1, 2),
         hidden=draw(5, 8),
@@ -200,7 +206,8 @@ def test_any_mix_of_switches_equals_the_loops(data):
         qk_norm=draw(True, False),
         tied_embeddings=draw(True, False),
         bias=draw("none", "qkv", "all"),
-        sliding_window=draw(None, 1, 3, 9),
+        sliding_window=window,
+        full_attention_every=draw(None, 1, 2) if window else None,
     )
     seq = data.draw(st.integers(1, 9))
     compare_with_oracle(shape, tokens_of(shape, 2, seq), tokens_of(shape, 2, seq, seed=1))
@@ -295,7 +302,7 @@ def test_a_block_keeps_what_the_guide_lists(family, precision, seq):
     s = shape_of(family, layers=1, max_positions=600)
     dtype, c = (torch.bfloat16, 2) if precision == "bf16" else (torch.float32, 4)
     block = Transformer(s, precision=precision).blocks[0]
-    context = make_context(s, seq, 0, dtype, torch.device("cpu"))
+    context = make_context(s, s.window(0), seq, 0, dtype, torch.device("cpu"))
     x = torch.randn(3, seq, s.hidden, dtype=dtype, requires_grad=True)
     apart = [*block.parameters(), *(context.rope or ()), *([] if context.mask is None else [context.mask])]
     kept = kept_storages(lambda: block(x, context), apart)

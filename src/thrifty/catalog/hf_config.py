@@ -1,20 +1,27 @@
-"""Hugging Face `config.json` to ModelShape and back, for the GPT-2, Llama, Qwen 2/3 and Mistral families. No torch.
+"""Hugging Face `config.json` to ModelShape, and back for the families that the trainer trains. No torch.
 
-Keys and defaults are those of transformers 5.23 (2026); both its `rope_parameters` and the older `rope_theta` with
+Keys and defaults are those of transformers 5.24 (2026); both its `rope_parameters` and the older `rope_theta` with
 `rope_scaling` are read, and the older form is written, which both read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from thrifty.catalog import hf_priced
+from thrifty.catalog.hf_dense import gpt2_fields, llama_fields
+from thrifty.catalog.hf_keys import Config
 from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.job import ModelShape
+from thrifty.spec.load import read_json
+from thrifty.spec.trained import untrained
 
-ARCHITECTURES = {
+# What the trainer trains, and whose checkpoints it reads and writes; `hf_priced.READERS` are only priced.
+TRAINED = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -23,45 +30,33 @@ ARCHITECTURES = {
 }
 
 
-class _Config:
-    """A config with the place it was read from, so that every refusal names both."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values = values
-        self.where = where
-
-    def need(self, key: str) -> Any:
-        if self.values.get(key) is None:
-            raise ThriftyError(f"the key {key!r} is missing", where=self.where, hint="is this a causal language model?")
-        return self.values[key]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.values.get(key, default)
-
-    def only(self, key: str, allowed: tuple[Any, ...], default: Any) -> None:
-        """Refuses a setting that this decoder has no switch for."""
-        value = self.values.get(key, default)
-        if value not in allowed:
-            choices = " or ".join(repr(choice) for choice in allowed)
-            raise ThriftyError(f"{key} = {value!r} is not supported", where=self.where, hint=f"supported: {choices}")
-
-
 def family_of(config: Mapping[str, Any], where: str = "config.json") -> str:
-    """`gpt2`, `llama`, `mistral`, `qwen2` or `qwen3`, from `model_type`, else from `architectures`.
+    """The family by its `model_type`, else by the name of a trained one in `architectures`.
 
     Raises:
         ThriftyError: another family; the message lists those supported.
     """
     kind = str(config.get("model_type") or "")
-    if kind in ARCHITECTURES:
+    known = [*TRAINED, *hf_priced.READERS]
+    if kind in known:
         return kind
     named = [str(name) for name in config.get("architectures") or ()]
-    found = [family for family, architecture in ARCHITECTURES.items() if architecture in named and not kind]
+    found = [family for family, architecture in TRAINED.items() if architecture in named and not kind]
     if found:
         return found[0]
     what = kind or ", ".join(named) or "(no model_type)"
-    hint = f"{did_you_mean(what, ARCHITECTURES)}; supported: {', '.join(ARCHITECTURES)}"
+    hint = f"{did_you_mean(what, known)}; supported: {', '.join(known)}"
     raise ThriftyError(f"unknown architecture {what!r}", where=where, hint=hint)
+
+
+def read_shape(path: str | Path) -> ModelShape:
+    """The shape in a config.json, or in that of a folder.
+
+    Raises:
+        ThriftyError: no such file, not JSON, or as `shape_from_config`.
+    """
+    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    return shape_from_config(read_json(file), str(file))
 
 
 def shape_from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
@@ -72,11 +67,14 @@ def shape_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
         where: its path, for messages.
 
     Raises:
-        ThriftyError: an unknown architecture, a missing key, or a setting that this decoder has no switch for.
+        ThriftyError: an unknown architecture, a missing key, or a setting that a shape has no switch for.
     """
     family = family_of(config, where)
-    read = _Config(config, where)
-    fields = _gpt2_fields(read) if family == "gpt2" else _llama_fields(read, family)
+    read = Config(config, where)
+    if family in hf_priced.READERS:
+        fields = hf_priced.READERS[family](read)
+    else:
+        fields = gpt2_fields(read) if family == "gpt2" else llama_fields(read, family)
     name = str(config.get("_name_or_path") or family)
     try:
         return ModelShape(name=name, source=where, **fields)
@@ -84,103 +82,6 @@ def shape_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
         first = error.errors()[0]
         what = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
         raise ThriftyError(what + str(first["msg"]).removeprefix("Value error, "), where=where) from None
-
-
-def _gpt2_fields(read: _Config) -> dict[str, Any]:
-    read.only("activation_function", ("gelu_new", "gelu_pytorch_tanh"), "gelu_new")
-    read.only("scale_attn_weights", (True,), True)
-    read.only("scale_attn_by_inverse_layer_idx", (False,), False)
-    read.only("add_cross_attention", (False,), False)
-    hidden = read.need("n_embd")
-    return {
-        "layers": read.need("n_layer"),
-        "hidden": hidden,
-        "heads": read.need("n_head"),
-        "ffn": 4 * hidden if read.get("n_inner") is None else read.get("n_inner"),
-        "vocab_size": read.need("vocab_size"),
-        "max_positions": read.need("n_positions"),
-        "norm": "layernorm",
-        "norm_eps": read.get("layer_norm_epsilon", 1e-5),
-        "mlp": "gelu",
-        "positions": "learned",
-        "tied_embeddings": read.get("tie_word_embeddings", True),
-        "bias": "all",
-    }
-
-
-def _llama_fields(read: _Config, family: str) -> dict[str, Any]:
-    read.only("hidden_act", ("silu",), "silu")
-    read.only("partial_rotary_factor", (1.0, None), None)
-    theta, scaling = _rope(read)
-    return {
-        "layers": read.need("num_hidden_layers"),
-        "hidden": read.need("hidden_size"),
-        "heads": read.need("num_attention_heads"),
-        "kv_heads": read.get("num_key_value_heads", {"mistral": 8, "qwen2": 32, "qwen3": 32}.get(family)),
-        "head_dim": read.get("head_dim", 128 if family == "qwen3" else None),
-        "ffn": read.need("intermediate_size"),
-        "vocab_size": read.need("vocab_size"),
-        "max_positions": read.need("max_position_embeddings"),
-        "norm_eps": read.get("rms_norm_eps", 1e-6),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "qk_norm": family == "qwen3",
-        "tied_embeddings": read.get("tie_word_embeddings", False),
-        "bias": _bias(read, family),
-        "sliding_window": _window(read, family),
-    }
-
-
-def _rope(read: _Config) -> tuple[float, dict[str, Any] | None]:
-    """Base of the rotary frequencies, and Llama 3.1's rescaling where there is one."""
-    rope = read.get("rope_parameters") or read.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ThriftyError(f"rope_scaling must be a mapping, got {rope!r}", where=read.where)
-    inner = _Config(rope, f"{read.where}: rope_scaling")
-    theta = rope.get("rope_theta", read.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        hint = "supported: 'default' or 'llama3'; within the original context length, rope_scaling can be set to null"
-        raise ThriftyError(f"rope_type {kind!r} is not supported", where=inner.where, hint=hint)
-    return theta, {
-        "factor": inner.need("factor"),
-        "low_freq_factor": inner.need("low_freq_factor"),
-        "high_freq_factor": inner.need("high_freq_factor"),
-        "original_max_positions": inner.need("original_max_position_embeddings"),
-    }
-
-
-def _bias(read: _Config, family: str) -> str:
-    if family == "qwen2":
-        return "qkv"
-    attention = bool(read.get("attention_bias", False))
-    if family != "llama":
-        read.only("attention_bias", (False,), False)
-    elif attention != bool(read.get("mlp_bias", False)):
-        hint = "supported: both true or both false"
-        raise ThriftyError("attention_bias and mlp_bias differ, which is not supported", where=read.where, hint=hint)
-    return "all" if attention else "none"
-
-
-def _window(read: _Config, family: str) -> int | None:
-    if family == "llama":
-        return None
-    if family == "mistral":
-        window = read.get("sliding_window", 4096)
-    else:
-        window = read.get("sliding_window", 4096) if read.get("use_sliding_window", False) else None
-        if window is not None:
-            layers = read.need("num_hidden_layers")
-            full = min(read.get("max_window_layers", 28), layers)
-            kinds = read.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
-            if "sliding_attention" not in kinds:
-                window = None
-            elif set(kinds) != {"sliding_attention"}:
-                hint = "supported: the same attention in every layer (max_window_layers 0, or use_sliding_window false)"
-                raise ThriftyError("sliding_window in some layers only is not supported", where=read.where, hint=hint)
-    return None if window is None else int(window)
 
 
 def family_for(shape: ModelShape) -> str:
@@ -191,7 +92,8 @@ def family_for(shape: ModelShape) -> str:
     Raises:
         ThriftyError: no supported family has this combination of switches.
     """
-    stack = (shape.norm, shape.mlp, shape.positions)
+    mixed = untrained(shape) or shape.full_attention_every is not None
+    stack = None if mixed else (shape.norm, shape.mlp, shape.positions)
     plain = shape.heads == shape.kv_heads and shape.heads * shape.head_dim == shape.hidden
     if stack == ("layernorm", "gelu", "learned") and plain and not shape.qk_norm and shape.sliding_window is None:
         return "gpt2"
@@ -202,9 +104,11 @@ def family_for(shape: ModelShape) -> str:
             return "qwen2"
         if shape.bias == "all" and not shape.qk_norm and shape.sliding_window is None:
             return "llama"
-    switches = "norm", "mlp", "positions", "bias", "qk_norm", "kv_heads", "head_dim", "sliding_window"
-    what = ", ".join(f"{key} {getattr(shape, key)}" for key in switches)
-    hint = f"supported: {', '.join(ARCHITECTURES)}"
+    switches = (
+        "norm", "mlp", "positions", "bias", "qk_norm", "kv_heads", "head_dim", "sliding_window", "full_attention_every",
+    )  # fmt: skip
+    what = untrained(shape) or ", ".join(f"{key} {getattr(shape, key)}" for key in switches)
+    hint = f"supported: {', '.join(TRAINED)}"
     raise ThriftyError(f"no Hugging Face architecture here holds this shape: {what}", hint=hint)
 
 
@@ -215,7 +119,7 @@ def config_from_shape(shape: ModelShape) -> dict[str, Any]:
         ThriftyError: no supported family has this combination of switches.
     """
     family = family_for(shape)
-    head = {"architectures": [ARCHITECTURES[family]], "model_type": family, "vocab_size": shape.vocab_size}
+    head = {"architectures": [TRAINED[family]], "model_type": family, "vocab_size": shape.vocab_size}
     tail = {"tie_word_embeddings": shape.tied_embeddings, "bos_token_id": None, "eos_token_id": None}
     return head | (_gpt2_config(shape) if family == "gpt2" else _llama_config(shape, family)) | tail
 

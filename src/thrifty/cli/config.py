@@ -26,7 +26,9 @@ class Row(NamedTuple):
 
 @app.command()
 def show(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Job file, plan file, or model name.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Job file, plan file, model name or config.json.")
+    ] = None,
     on: On = None,
     recipe: RecipeFile = None,
     sets: Sets = None,

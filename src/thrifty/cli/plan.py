@@ -11,7 +11,10 @@ from thrifty.cli.common import Json, On, RecipeFile, Sets
 
 
 def command(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Job file, plan file, or model name.", show_default=False)],
+    job: Annotated[
+        str,
+        typer.Argument(metavar="JOB", help="Job file, plan file, model name or config.json.", show_default=False),
+    ],
     on: On = None,
     recipe: RecipeFile = None,
     sets: Sets = None,

@@ -12,7 +12,7 @@ from thrifty.spec.job import ModelShape
 
 
 class Context:
-    """What all blocks of one forward pass share.
+    """What all blocks of one forward pass share, or those of one window where windows differ.
 
     A plain class on purpose: FSDP casts the tensors among a module's arguments, those in tuples, dicts and dataclasses
     too, to its parameter dtype, and the rotary tables must stay in fp32.
@@ -31,11 +31,12 @@ class Context:
         self.causal = causal
 
 
-def make_context(shape: ModelShape, seq: int, start: int, dtype: torch.dtype, device: torch.device) -> Context:
-    """Rotary tables and mask for `seq` tokens that begin at position `start`."""
+def make_context(
+    shape: ModelShape, window: int | None, seq: int, start: int, dtype: torch.dtype, device: torch.device
+) -> Context:
+    """Rotary tables and mask for `seq` tokens that begin at position `start`, in layers of one window."""
     positions = torch.arange(start, start + seq, device=device)
     rope = rope_tables(shape, positions, dtype) if shape.positions == "rope" else None
-    window = shape.sliding_window
     if (window is None or start + seq <= window) and (start == 0 or seq == 1):  # a lower triangle, or all
         return Context(start, rope, None, causal=start == 0)
     distance = positions[:, None] - torch.arange(start + seq, device=device)  # (seq, keys)

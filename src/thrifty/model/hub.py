@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from thrifty.catalog.hf_config import config_from_shape, shape_from_config
+from thrifty.catalog.hf_config import config_from_shape, read_shape
 from thrifty.model.hub_names import Stored, stored_tensors
 from thrifty.model.initialise import held
 from thrifty.model.transformer import Transformer
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
-from thrifty.spec.load import read_text
+from thrifty.spec.load import read_json
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -50,20 +50,10 @@ def load_pretrained(
     """
     folder = Path(folder)
     with torch.device("meta"):
-        model = Transformer(read_shape(folder), precision=precision, recompute=recompute)
+        model = Transformer(read_shape(folder / "config.json"), precision=precision, recompute=recompute)
     model = model.to(dtype).to_empty(device="cpu")
     load_weights(model, folder)
     return model
-
-
-def read_shape(folder: str | Path) -> ModelShape:
-    """The shape in a folder's config.json.
-
-    Raises:
-        ThriftyError: no such file, not JSON, or not a model that this decoder can be.
-    """
-    path = Path(folder) / "config.json"
-    return shape_from_config(_read_json(path), str(path))
 
 
 @torch.no_grad()
@@ -100,7 +90,7 @@ def load_weights(model: Transformer, folder: str | Path) -> None:
 def _open_all(folder: Path, stack: ExitStack) -> dict[str, tuple[Any, str]]:
     """Opens every safetensors file: name without prefix to (open file, name in it)."""
     if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map", {})
+        weight_map = read_json(folder / INDEX).get("weight_map", {})
         paths = sorted({folder / Path(str(name)).name for name in weight_map.values()})
     else:
         paths = [folder / WHOLE]
@@ -230,13 +220,3 @@ def _gather(tensor: Stored, parameters: Mapping[str, Tensor], dtype: torch.dtype
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path, "file"))
-    except json.JSONDecodeError as error:
-        raise ThriftyError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    if not isinstance(content, dict):
-        raise ThriftyError("must be a JSON object", where=str(path))
-    return content

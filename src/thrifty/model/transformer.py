@@ -18,6 +18,7 @@ from thrifty.model.layers import Embedding, Linear, gelu, norm, swiglu
 from thrifty.model.loss import linear_cross_entropy
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
+from thrifty.spec.trained import require_trained
 
 
 class GeluMLP(nn.Module):
@@ -75,12 +76,16 @@ class Transformer(nn.Module):
         precision: `bf16` keeps activations and does matrix products in bf16 and leaves the parameters as they are
             (fp32 master weights); `fp32` computes in the dtype of the parameters, so that `model.double()` is exact.
         recompute: keep only each block's input, and compute the block again in the backward pass.
+
+    Raises:
+        ThriftyError: a shape that is priced but not trained, in the words of `spec.trained`.
     """
 
     def __init__(
         self, shape: ModelShape, *, precision: Literal["fp32", "bf16"] = "fp32", recompute: bool = False
     ) -> None:
         super().__init__()
+        require_trained(shape)
         self.shape = shape
         self.recompute = recompute
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else None  # None: that of the parameters
@@ -125,8 +130,10 @@ class Transformer(nn.Module):
                 what = f"{start + seq} tokens, but the model has learned {self.shape.max_positions} positions"
                 raise ThriftyError(what, hint="shorten the sequence, or train a model with more max_positions")
             x = x + self.positions.weight[start : start + seq].to(x.dtype)
-        context = make_context(self.shape, seq, start, x.dtype, x.device)
+        windows = [self.shape.window(layer) for layer in range(len(self.blocks))]
+        contexts = {w: make_context(self.shape, w, seq, start, x.dtype, x.device) for w in dict.fromkeys(windows)}
         for index, block in enumerate(self.blocks):
+            context = contexts[windows[index]]
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
             else:

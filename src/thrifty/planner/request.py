@@ -2,7 +2,8 @@
 
 Four layers, each over the one before: defaults of the nouns < the catalog < files < `--set`. In a job file `job.model`
 and `cluster.accelerator` may be the name of a catalog entry, or a mapping whose `base` is one and whose other keys
-change it; `accelerator: local` is this machine; `cluster.grid` may be a country.
+change it; a model may also be the path of a Hugging Face config.json, or of a folder that holds one;
+`accelerator: local` is this machine; `cluster.grid` may be a country.
 
     job:
       model: {base: llama-3-8b, layers: 16}
@@ -25,8 +26,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from thrifty.catalog import lookup
-from thrifty.cost.params import parameter_shapes
+from thrifty.cost.params import active_parameters
 from thrifty.planner.layers import below, lay, replace_whole, under, without_empty
+from thrifty.planner.models import config_file, is_job, shape_settings
 from thrifty.spec import units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError, did_you_mean
@@ -38,6 +40,7 @@ from thrifty.spec.recipe import Recipe
 SECTIONS: dict[str, type[BaseModel]] = {"job": Job, "recipe": Recipe, "cluster": Cluster}
 TOKENS_PER_PARAMETER = 20
 LONGEST_DEFAULT_SEQUENCE = 8192
+LENGTH_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ def read_request(
     """Reads a job, the cluster that it is to run on, and what the user says about the recipe.
 
     Args:
-        job: a job file (YAML with `job`, and maybe `recipe` and `cluster`), a plan file, or a model of the catalog,
-            which is then trained on 20 tokens per parameter.
+        job: a job file (YAML with `job`, and maybe `recipe` and `cluster`), a plan file, or a model: of the catalog, or
+            a Hugging Face config.json or its folder. A model alone is trained on 20 tokens per active parameter.
         on: `local`, a cluster file, or a short form such as `64xh100`. None: the job file's cluster, else `local`.
         recipe_file: recipe keys, over those of the job file.
         sets: `KEY=VALUE` strings, over everything; keys begin with `job.`, `recipe.` or `cluster.`.
@@ -80,7 +83,8 @@ def read_request(
     Raises:
         ThriftyError: anything unknown, missing, contradictory or unreadable, with file, line and key.
     """
-    from_file = _is_file(job)
+    config = config_file(job)
+    from_file = is_job(config) if config else _is_file(job)
     asked = _read_job_file(Path(job)) if from_file else _name_model(job)
     if on is not None:
         asked = lay(_read_cluster(on), asked.without("cluster"))
@@ -153,12 +157,14 @@ def _check_sections(settings: Settings, path: Path) -> None:
         raise ThriftyError("the section 'job' is missing", where=str(path), hint=hint)
 
 
-def _name_model(name: str) -> Settings:
+def _name_model(text: str) -> Settings:
     try:
-        entry = lookup.model(name).at("name")
+        shape = shape_settings(text)
     except ThriftyError as error:
-        raise ThriftyError(f"{name!r} is neither a job file nor a model of the catalog", hint=error.hint) from None
-    return from_dict({"job": {"name": entry, "model": {"base": entry}}}, "catalog models.yaml")
+        if error.where:  # of a config that is there
+            raise
+        raise ThriftyError(f"{text!r} is neither a job file nor a model of the catalog", hint=error.hint) from None
+    return from_dict({"job": {"name": shape.at("name"), "model": {"base": text}}}, shape.where("name"))
 
 
 def _read_cluster(on: str) -> Settings:
@@ -230,11 +236,11 @@ def _expand_names(settings: Settings) -> Settings:
 
 
 def _fill_model(settings: Settings) -> Settings:
-    """Lays the catalog's shape under `job.model`, where a base is named. A changed shape does not keep the name."""
+    """Lays the shape of the base under `job.model`, where one is named. A changed shape does not keep the name."""
     given = settings.at("job.model")
     if not isinstance(given, dict) or "base" not in given:
         return settings
-    shape = lookup.model(str(given["base"]), settings.where("job.model.base"))
+    shape = shape_settings(str(given["base"]), settings.where("job.model.base"))
     changed = [key for key in given if key not in ("base", "name", "source")]
     if changed:
         origin = f"{shape.where('name')}, changed"
@@ -282,16 +288,27 @@ def _fill_length(settings: Settings) -> Settings:
     """Sequence length and tokens for a job that is only the name of a model."""
     shape = build(ModelShape, settings, "job.model")
     if settings.at("job.sequence_length") is None:
-        length = min(shape.max_positions, LONGEST_DEFAULT_SEQUENCE)
-        origin = f"default: the model's max_positions, at most {LONGEST_DEFAULT_SEQUENCE}"
-        settings = settings.put("job.sequence_length", length, origin)
+        settings = settings.put("job.sequence_length", *_default_length(shape))
     if all(settings.at(f"job.{key}") is None for key in ("tokens", "steps", "target_loss")):
-        parameters = sum(math.prod(dimensions) for _, dimensions in parameter_shapes(shape))
-        origin = (
-            f"assumed: {TOKENS_PER_PARAMETER} per parameter is compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556)"
-        )
-        settings = settings.put("job.tokens", TOKENS_PER_PARAMETER * parameters, origin)
+        settings = settings.put("job.tokens", TOKENS_PER_PARAMETER * active_parameters(shape), _tokens_origin(shape))
     return settings
+
+
+def _default_length(shape: ModelShape) -> tuple[int, str]:
+    """Sequence length and why. Rows of positions that are an offset (OPT, RoBERTa) are cut off."""
+    longest = min(shape.max_positions, LONGEST_DEFAULT_SEQUENCE)
+    if shape.kind == "vit" or longest <= LENGTH_MULTIPLE:
+        return longest, "default: the model's max_positions"
+    origin = f"default: the model's max_positions, at most {LONGEST_DEFAULT_SEQUENCE}, a multiple of {LENGTH_MULTIPLE}"
+    return longest // LENGTH_MULTIPLE * LENGTH_MULTIPLE, origin
+
+
+def _tokens_origin(shape: ModelShape) -> str:
+    source = "is compute-optimal for dense decoders (Hoffmann et al. 2022, arXiv:2203.15556)"
+    if shape.kind != "decoder":
+        return f"assumed: {TOKENS_PER_PARAMETER} per parameter {source}; no such rule is known for kind {shape.kind}"
+    of = "active parameter, as if the idle experts were free; per parameter it" if shape.experts else "parameter"
+    return f"assumed: {TOKENS_PER_PARAMETER} per {of} {source}"
 
 
 def _without_base(settings: Settings, path: str) -> Settings:

@@ -78,9 +78,15 @@ class ModelShape(Noun):
         bias: `none`; `qkv` on the three attention inputs only (Qwen2); `all` on every linear layer (GPT-2).
         experts: a mixture of experts in place of the MLP; none = dense.
         latent: multi-head latent attention; none = grouped queries as `kv_heads` says.
-        patch_size: pixels of one side of a patch (`vit`); `vocab_size` is then the number of classes.
+        patch_size: pixels of one side of a patch (`vit`); `vocab_size` is then the number of classes, and a sequence is
+            one image: (image side / patch side)^2 tokens and one for the class.
         channels: of the image (`vit`).
+        token_types: rows of the table that tells sentences apart (`encoder`): 2 in BERT, 1 in RoBERTa.
+        qk_norm: normalises queries and keys: `true` each head alone (Qwen3), `width` all heads together (OLMo 2).
+        attention_sinks: one learned score a head that takes attention and gives nothing (gpt-oss).
         sliding_window: each token attends to this many latest tokens (Mistral 7B v0.1); none = all.
+        full_attention_every: with a window, every n-th layer attends to all nevertheless (2: GPT-3, gpt-oss); none = no
+            layer does.
         source: where the shape was read.
     """
 
@@ -100,24 +106,30 @@ class ModelShape(Noun):
     positions: Literal["rope", "learned"] = "rope"
     rope_theta: Annotated[Number, Field(gt=0)] = 10000.0
     rope_scaling: RopeScaling | None = None
-    qk_norm: bool = False
+    qk_norm: bool | Literal["width"] = False
     tied_embeddings: bool = False
     bias: Literal["none", "qkv", "all"] = "none"
+    attention_sinks: bool = False
     sliding_window: PositiveCount | None = None
+    full_attention_every: PositiveCount | None = None
     experts: Experts | None = None
     latent: LatentAttention | None = None
     patch_size: PositiveCount | None = None
     channels: PositiveCount = 3
+    token_types: Annotated[Count, Field(ge=0)] = 2
     source: str = ""
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, raw: Any) -> Any:
-        """Fills the two fields that follow from others."""
+        """Fills the two fields that follow from others; with latent attention a head's key has two parts."""
         if isinstance(raw, dict):
             raw = dict(raw)
             if raw.get("kv_heads") is None and "heads" in raw:
                 raw["kv_heads"] = raw["heads"]
+            if raw.get("head_dim") is None and isinstance(raw.get("latent"), dict | LatentAttention):
+                parts = [_part(raw["latent"], key) for key in ("nope_dim", "rope_dim")]
+                raw["head_dim"] = sum(parts) if all(isinstance(part, int) for part in parts) else None
             heads, hidden = raw.get("heads"), raw.get("hidden")
             if raw.get("head_dim") is None and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
                 if hidden % heads:
@@ -135,11 +147,28 @@ class ModelShape(Noun):
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError("rope_scaling needs positions: rope")
+        if self.kind != "decoder":
+            for key in ("experts", "latent", "sliding_window"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} needs kind: decoder, not {self.kind}")
+        if self.latent is not None and (self.bias != "none" or self.qk_norm or self.attention_sinks):
+            raise ValueError("latent attention goes with bias: none, and without qk_norm and attention_sinks")
+        if self.full_attention_every is not None and self.sliding_window is None:
+            raise ValueError("full_attention_every needs sliding_window: without a window every layer attends to all")
         if (self.kind == "vit") != (self.patch_size is not None):
             raise ValueError("kind: vit and patch_size go together: a vision transformer reads patches, no other does")
         if self.experts is not None and self.experts.dense_layers > self.layers:
             raise ValueError(f"experts.dense_layers {self.experts.dense_layers} exceeds layers {self.layers}")
         return self
+
+    def window(self, layer: int) -> int | None:
+        """Latest tokens that a token attends to in a layer, counted from 0; None = all of them."""
+        every = self.full_attention_every
+        return None if every is not None and (layer + 1) % every == 0 else self.sliding_window
+
+
+def _part(latent: dict[str, Any] | LatentAttention, key: str) -> Any:
+    return latent.get(key) if isinstance(latent, dict) else getattr(latent, key)
 
 
 class Tokenizer(Noun):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Layout, Recipe
+from thrifty.spec.trained import WAY_OUT, untrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,13 @@ def _by_schedule(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
 def _by_software(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
     if recipe.software != "thrifty":
         return
-    elsewhere = "plan it for another software, e.g. --set recipe.software=megatron, and run what --emit writes"
-    for axis, runs in _TRAINER_LAYOUT.items():
+    for axis, only in _TRAINER_LAYOUT.items():
         value = getattr(recipe.layout, axis)
-        if value != runs:
-            what = f"the trainer runs {axis} {runs}, not {value}"
-            yield Illegal(f"recipe.layout.{axis}", what, f"use {axis}: {runs}; or {elsewhere}")
-    if shape.kind != "decoder" or shape.experts is not None or shape.latent is not None:
-        what = "experts" if shape.experts else "latent attention" if shape.latent else f"kind {shape.kind}"
-        yield Illegal("job.model", f"the trainer runs dense decoders, not {what}", elsewhere)
+        if value != only:
+            what = f"the trainer runs {axis} {only}, not {value}"
+            yield Illegal(f"recipe.layout.{axis}", what, f"use {axis}: {only}; or {WAY_OUT}")
+    if reason := untrained(shape):
+        yield Illegal("job.model", reason, WAY_OUT)
     for key, value, runs in (
         ("precision", recipe.precision, ("fp32", "bf16")),
         ("recompute", recipe.recompute, ("none", "full")),
@@ -113,7 +112,7 @@ def _by_software(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
         if value not in runs:
             one_of = " or ".join("none" if run is None else str(run) for run in runs)
             what = f"the trainer runs {key} {one_of}, not {value}"
-            yield Illegal(f"recipe.{key}", what, f"use {one_of}; or {elsewhere}")
+            yield Illegal(f"recipe.{key}", what, f"use {one_of}; or {WAY_OUT}")
 
 
 def _divisors(number: int) -> str:

@@ -6,6 +6,7 @@ turns a part of them into a noun and words every mistake as file:line: key: what
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
@@ -127,6 +128,21 @@ def read_text(path: Path, what: str) -> str:
         raise ThriftyError(f"not UTF-8 text (byte {error.start})", where=str(path), hint="save it as UTF-8") from None
     except OSError as error:
         raise ThriftyError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def read_json(path: Path, what: str = "file") -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ThriftyError: not readable, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(read_text(path, what))
+    except json.JSONDecodeError as error:
+        raise ThriftyError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    if not isinstance(content, dict):
+        raise ThriftyError("must be a JSON object", where=str(path))
+    return content
 
 
 def read_yaml(path: Path, what: str = "YAML file") -> Settings:
