@@ -66,9 +66,7 @@ def held_out(rows: Sequence[RunRow], form: Form) -> Check | None:
     if not means:
         return None
     largest = max(row.parameters for row in rows)
-    return Check(
-        form, tested, sum(means) / len(means), worst, sum(biases) / len(biases), fitted_up_to, largest
-    )
+    return Check(form, tested, sum(means) / len(means), worst, sum(biases) / len(biases), fitted_up_to, largest)
 
 
 def forms(rows: Sequence[RunRow]) -> list[Form]:

@@ -73,7 +73,9 @@ class LossLaw(Noun):
         if dataset is None and len(self.constants) == 1:
             return next(iter(self.constants.values()))
         if dataset not in self.constants:
-            hint = did_you_mean(dataset or "", self.constants) if dataset else f"name one of {', '.join(self.constants)}"
+            hint = (
+                did_you_mean(dataset or "", self.constants) if dataset else f"name one of {', '.join(self.constants)}"
+            )
             raise ThriftyError("the law does not know the dataset" if dataset else "the law has several datasets",
                                where=dataset or self.source, hint=hint)  # fmt: skip
         return self.constants[dataset]
@@ -120,9 +122,7 @@ def interval(
     name = dataset or next(iter(law.constants))
     law.of(dataset)
     spread = sorted(
-        expected * (1 + noise)
-        for expected in _drawn(law, name, parameters, tokens, steps)
-        for noise in law.noise
+        expected * (1 + noise) for expected in _drawn(law, name, parameters, tokens, steps) for noise in law.noise
     )
     return quantile(spread, (1 - share) / 2), quantile(spread, (1 + share) / 2)
 
@@ -148,15 +148,11 @@ def pooled(law: LossLaw) -> Constants:
     def mean(values: list[float]) -> float:
         return math.exp(sum(map(math.log, values)) / len(values))
 
-    return Constants(
-        E=mean([c.E for c in every]), A=mean([c.A for c in every]), B=mean([c.B for c in every])
-    )
+    return Constants(E=mean([c.E for c in every]), A=mean([c.A for c in every]), B=mean([c.B for c in every]))
 
 
 def only(law: LossLaw, dataset: str) -> LossLaw:
     """The same law for one of its datasets."""
     law.of(dataset)
-    draws = tuple(
-        draw.model_copy(update={"constants": {dataset: draw.constants[dataset]}}) for draw in law.draws
-    )
+    draws = tuple(draw.model_copy(update={"constants": {dataset: draw.constants[dataset]}}) for draw in law.draws)
     return law.model_copy(update={"constants": {dataset: law.constants[dataset]}, "draws": draws})

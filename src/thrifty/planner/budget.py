@@ -1,0 +1,386 @@
+"""Which model to train, and on how many tokens: for a sum of money, or for a loss at the least money.
+
+Money for a token of training is priced by the planner for a handful of sizes, each with the cheapest recipe that fits,
+so that small models pay for their low MFU and large ones for their recomputation; in between it is interpolated in
+log N. Over a fine grid of shapes the law then says what loss the money buys. The size chosen is planned again.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from thrifty.cost.params import total_parameters
+from thrifty.laws import allocate, critical_batch, law, repetition
+from thrifty.laws import loss as loss_law
+from thrifty.laws.law import LossLaw
+from thrifty.planner.family import VOCABULARY, family, nearest
+from thrifty.planner.search import Search, search
+from thrifty.spec import units
+from thrifty.spec.cluster import Cluster
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.job import Job, ModelShape
+from thrifty.spec.load import Settings, build, from_dict
+from thrifty.spec.plan import Plan
+
+SEQUENCE_LENGTH = 4096
+PRICED = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)  # sizes that are planned, over the optimum at a guessed MFU
+GUESSED_MFU = 0.35
+BESIDE = (1 / 4, 1 / 2, 2.0)  # alternatives that the screen shows, over the chosen size
+FLAT_NATS = 0.01  # sizes within this of the best loss are as good, as far as any law can tell
+TRIES, ENOUGH_SPENT = 4, 0.99  # of fitting tokens to the money, and the share of it that ends them
+SERVED_BYTES = 2  # of a parameter, bf16
+
+
+@dataclass(frozen=True)
+class Option:
+    """A size and what becomes of the money with it.
+
+    Attributes:
+        parameters: all of them.
+        loss: nats a token on these tokens.
+        served_bytes: of the weights in bf16.
+        usd: of the run.
+        usd_to_match: what it would take this size to reach the best one's loss; None: it never does.
+    """
+
+    name: str
+    parameters: float
+    tokens: float
+    loss: float
+    served_bytes: float
+    usd: float
+    usd_to_match: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which model to train.
+
+    Attributes:
+        found: the search for the chosen model; its plan carries the loss of the law.
+        question: `budget` or `target_loss`, and `asked` its value.
+        chosen: of `options`, which are in order of size.
+        flat: smallest and largest size whose loss is within `FLAT_NATS` for the same money.
+        law: that the loss comes from.
+        planned: sizes that were planned.
+    """
+
+    found: Search
+    question: str
+    asked: float
+    chosen: Option
+    options: tuple[Option, ...]
+    flat: tuple[float, float]
+    law: LossLaw
+    planned: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the draws of the law, in types that JSON has."""
+        return {
+            self.question: self.asked,
+            "chosen": asdict(self.chosen),
+            "options": [asdict(option) for option in self.options],
+            "flat": list(self.flat),
+            "law": self.law.model_dump(mode="json", exclude={"draws"}),
+            "plan": self.found.plan.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Money for a token, by size: planned for some sizes, interpolated in log N between them.
+
+    Attributes:
+        usd_to_start: start-up and compilation, whatever the run's length.
+    """
+
+    sizes: tuple[float, ...]
+    usd_per_token: tuple[float, ...]
+    usd_to_start: float
+
+    def tokens(self, parameters: float, usd: float) -> float:
+        """What a sum pays for; not above zero where it does not pay for the start-up."""
+        return (usd - self.usd_to_start) / self.at(parameters)
+
+    def usd(self, parameters: float, tokens: float) -> float:
+        """Price of a run."""
+        return self.usd_to_start + tokens * self.at(parameters)
+
+    def at(self, parameters: float) -> float:
+        """Dollars for a token; beyond the planned sizes along the last slope."""
+        if len(self.sizes) == 1:
+            return self.usd_per_token[0] * parameters / self.sizes[0]
+        upper = min(max(bisect_left(self.sizes, parameters), 1), len(self.sizes) - 1)
+        (n0, n1), (r0, r1) = self.sizes[upper - 1 : upper + 1], self.usd_per_token[upper - 1 : upper + 1]
+        share = math.log(parameters / n0) / math.log(n1 / n0)
+        return r0 * (r1 / r0) ** share
+
+    def also(self, parameters: float, usd_per_token: float) -> Rates:
+        """With one more planned size, in the place of what was planned for it before."""
+        rates = dict(zip(self.sizes, self.usd_per_token, strict=True)) | {parameters: usd_per_token}
+        return Rates(tuple(sorted(rates)), tuple(rates[size] for size in sorted(rates)), self.usd_to_start)
+
+
+def for_budget(usd: float, cluster: Cluster, given: Settings, by: LossLaw = loss_law.PUBLISHED) -> Advice:
+    """The model of lowest loss for a sum of money.
+
+    Args:
+        given: keys under `job` and `recipe` to keep: sequence length, vocabulary, data, recipe.
+
+    Raises:
+        ThriftyError: the cluster costs nothing, or no size fits it and the law.
+    """
+    flops = usd / _usd_per_second(cluster) * _guessed_flops_per_s(cluster, given)
+    asked = _Question(cluster, given, by, allocate.optimal(by, flops).parameters)
+    rates = asked.rates(lambda rate: usd / rate)
+    if usd <= rates.usd_to_start:
+        what = f"{units.show(usd, 'usd')} does not pay for starting up {cluster.devices} devices"
+        hint = f"that takes {units.show(rates.usd_to_start, 'usd')}; use fewer devices"
+        raise ThriftyError(what, where="--budget", hint=hint)
+    sizes = [n for n in asked.sizes() if not asked.beyond(n, rates.tokens(n, usd))]
+    if not sizes:
+        what = f"{units.show(usd, 'usd')} buys no run that the law speaks of"
+        raise ThriftyError(what, where="--budget", hint=asked.beyond(rates.sizes[0], rates.tokens(rates.sizes[0], usd)))
+    losses = {n: asked.loss(n, rates.tokens(n, usd)) for n in sizes}
+    best = min(losses, key=losses.__getitem__)
+    found = asked.plan_within(best, rates.tokens(best, usd), usd)
+    flat = [n for n in sizes if losses[n] <= losses[best] + FLAT_NATS]
+    return asked.advice(found, "budget", usd, rates, lambda n: rates.tokens(n, usd), flat)
+
+
+def for_target(target: float, cluster: Cluster, given: Settings, by: LossLaw = loss_law.PUBLISHED) -> Advice:
+    """The model that reaches a loss for the least money; arguments and errors as `for_budget`."""
+    asked = _Question(cluster, given, by, allocate.cheapest(by, target).parameters)
+
+    def tokens_for(parameters: float) -> float | None:
+        return allocate.tokens_to_reach(by, asked.counted(parameters), target)
+
+    rates = asked.rates(lambda rate: None, tokens_for)
+    costs = {
+        n: rates.usd(n, tokens)
+        for n in asked.sizes()
+        if (tokens := tokens_for(n)) is not None and not asked.beyond(n, tokens)
+    }
+    if not costs:
+        raise ThriftyError(f"no size reaches a loss of {target:g} within what the law speaks of", where="--target-loss")
+    best = min(costs, key=costs.__getitem__)
+    tokens = tokens_for(best)
+    assert tokens is not None
+    found = asked.plan(best, tokens)
+    spent = found.plan.predicted.usd.value
+    flat = [n for n in costs if asked.loss(n, rates.tokens(n, spent)) <= target + FLAT_NATS]
+    return asked.advice(found, "target_loss", target, rates, lambda n: tokens_for(n) or math.inf, flat)
+
+
+class _Question:
+    """What both questions share: the cluster, the family of shapes, the law."""
+
+    def __init__(self, cluster: Cluster, given: Settings, by: LossLaw, guess: float) -> None:
+        self.cluster, self.given, self.by = cluster, given, by
+        self.length = int(given.at("job.sequence_length") or SEQUENCE_LENGTH)
+        self.shapes = family(int(given.at("job.model.vocab_size") or VOCABULARY), self.length)
+        self.by_size = {float(total_parameters(shape)): shape for shape in self.shapes}
+        self.guess = guess
+        self.planned = 0
+
+    def sizes(self) -> Sequence[float]:
+        """Sizes that may be chosen: within the planned ones and a little beyond."""
+        low, high = min(PRICED) * self.guess / 2, self.largest * 1.3
+        return [n for n in self.by_size if low <= n <= high]
+
+    def counted(self, parameters: float) -> float:
+        return loss_law.count_parameters(nearest(self.shapes, parameters), parameters, self.by.counted)
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        return law.loss(self.by, self.counted(parameters), tokens)
+
+    def beyond(self, parameters: float, tokens: float) -> str:
+        return loss_law.why_not(self.job(nearest(self.shapes, parameters), tokens), parameters, tokens, self.by)
+
+    def job(self, shape: ModelShape, tokens: float) -> Job:
+        size = units.show(total_parameters(shape), "token")
+        tree = {"name": f"dense-{size}", "model": shape.model_dump(), "sequence_length": self.length}
+        tree["tokens"] = max(1, round(tokens))
+        settings = self.given.over(from_dict({"job": tree}, "chosen for the money"))
+        return build(Job, settings, "job")
+
+    def plan(self, parameters: float, tokens: float) -> Search:
+        """The cheapest way to train the nearest shape."""
+        self.planned += 1
+        recipe = self.given.at("recipe") or {}
+        return search(self.job(nearest(self.shapes, parameters), tokens), self.cluster, from_dict(recipe, "--set"))
+
+    def plan_within(self, parameters: float, tokens: float, usd: float) -> Search:
+        """The same on as many tokens as the money pays for, start-up, evaluations and checkpoints included."""
+        best: Search | None = None
+        for _ in range(TRIES):
+            found = self.plan(parameters, tokens)
+            cost = found.plan.predicted.usd.value
+            if cost <= usd and (best is None or cost > best.plan.predicted.usd.value):
+                best = found
+            if ENOUGH_SPENT * usd <= cost <= usd:
+                break
+            tokens *= (1 + ENOUGH_SPENT) / 2 * usd / cost
+        if best is None:
+            what = (
+                f"a run of {units.show(tokens, 'token')} tokens costs {units.show(cost, 'usd')}, its start-up included"
+            )
+            raise ThriftyError(what, where=f"--budget {usd:g}usd", hint="use fewer devices, or spend more")
+        return best
+
+    def rates(self, tokens_at: Any, tokens_for: Any = None) -> Rates:
+        """Plans a handful of sizes.
+
+        Args:
+            tokens_at: tokens for a rate in dollars, so that the batch law sees the run as it will be.
+            tokens_for: tokens for a size; None where the size cannot do it.
+
+        Raises:
+            ThriftyError: none of the sizes fits the cluster.
+        """
+        sizes, rates, to_start = [], [], 0.0
+        refused: ThriftyError | None = None
+        for factor in PRICED:
+            shape = nearest(self.shapes, factor * self.guess)
+            parameters = float(total_parameters(shape))
+            if parameters in sizes:
+                continue
+            per_token = allocate.FLOPS_EACH * parameters / _guessed_flops_per_s(self.cluster, self.given)
+            tokens = tokens_at(per_token * _usd_per_second(self.cluster))
+            if tokens_for is not None:
+                tokens = tokens_for(parameters) or allocate.optimal_tokens(self.by, self.counted(parameters))
+            try:
+                bill = self.plan(parameters, tokens).plan.predicted
+            except ThriftyError as error:
+                refused = error
+                break  # larger sizes need more memory still
+            useful = bill.seconds.value - bill.seconds_by_part["other"].value
+            to_start = bill.usd.value * bill.seconds_by_part["startup"].value / useful
+            sizes.append(parameters)
+            rates.append((bill.usd.value - to_start) / bill.tokens.value)
+        if not sizes:
+            assert refused is not None
+            raise refused
+        self.largest = sizes[-1] if refused is not None else 2 * sizes[-1]
+        return Rates(tuple(sizes), tuple(rates), to_start)
+
+    def advice(
+        self, found: Search, question: str, asked: float, rates: Rates, tokens_at: Any, flat: Sequence[float]
+    ) -> Advice:
+        plan = with_law(found.plan, self.by)
+        bill, parameters = plan.predicted, float(total_parameters(plan.job.model))
+        reached = self.loss(parameters, bill.tokens.value)
+        chosen = self.option(parameters, bill.tokens.value, bill.usd.value, rates, reached)
+        others = []
+        for factor in BESIDE:
+            n = float(total_parameters(nearest(self.shapes, factor * parameters)))
+            tokens = tokens_at(n)
+            if n == parameters or not math.isfinite(tokens) or n > self.largest * 1.3:
+                continue
+            try:
+                other = self.plan(n, tokens).plan.predicted
+            except ThriftyError:
+                continue  # it does not fit the cluster
+            rates = rates.also(n, (other.usd.value - rates.usd_to_start) / other.tokens.value)
+            tokens = rates.tokens(n, bill.usd.value) if question == "budget" else tokens
+            others.append(self.option(n, tokens, rates.usd(n, tokens), rates, reached))
+        options = sorted([*others, chosen], key=lambda option: option.parameters)
+        updated = Search(plan, found.runners_up, found.tried, found.excluded, found.kept)
+        return Advice(
+            updated, question, asked, chosen, tuple(options), (min(flat), max(flat)), self.by, self.planned
+        )  # fmt: skip
+
+    def option(self, parameters: float, tokens: float, usd: float, rates: Rates, reached: float) -> Option:
+        enough = allocate.tokens_to_reach(self.by, self.counted(parameters), reached)
+        return Option(
+            name=nearest(self.shapes, parameters).name,
+            parameters=parameters,
+            tokens=tokens,
+            loss=self.loss(parameters, tokens),
+            served_bytes=SERVED_BYTES * parameters,
+            usd=usd,
+            usd_to_match=None if enough is None else rates.usd(parameters, enough),
+        )
+
+
+def _usd_per_second(cluster: Cluster) -> float:
+    rate = cluster.price.value * cluster.devices / 3600
+    if rate <= 0:
+        hint = "say what a device costs, for example  --set cluster.price=2.5usd/h"
+        raise ThriftyError(f"{cluster.name} costs nothing, so money buys no end of it", where="--budget", hint=hint)
+    return rate
+
+
+def _guessed_flops_per_s(cluster: Cluster, given: Settings) -> float:
+    peaks = cluster.accelerator.peak_flops
+    precision = given.at("recipe.precision") or ("bf16" if "bf16" in peaks else "fp32")
+    peak = peaks[precision].value if precision in peaks else max(figure.value for figure in peaks.values())
+    return GUESSED_MFU * peak * cluster.devices
+
+
+def job_for_target(job: Job, target: float, by: LossLaw = loss_law.PUBLISHED) -> Job:
+    """A job that trains until a law says the loss is reached.
+
+    Raises:
+        ThriftyError: out of reach for the model, or for any.
+    """
+    total = total_parameters(job.model)
+    problem = loss_law.why_not(job, total, by=by)
+    if problem:
+        raise ThriftyError(f"the loss cannot be planned for: {problem}", where="--target-loss", hint="say tokens")
+    tokens = loss_law.tokens_for_loss(loss_law.count_parameters(job.model, total, by.counted), target, by)
+    return job.model_copy(update={"tokens": math.ceil(tokens), "steps": None, "target_loss": target})
+
+
+def within_budget(found: Search, usd: float) -> Search:
+    """The search itself, where its plan costs no more than the money.
+
+    Raises:
+        ThriftyError: the cheapest plan costs more; says what it costs and what the money would do.
+    """
+    plan = found.plan
+    bill = plan.predicted
+    if bill.usd.value <= usd:
+        return found
+    share = usd / bill.usd.value
+    tokens = share * bill.tokens.value
+    total = total_parameters(plan.job.model)
+    ways = [f"train on {units.show(0.98 * tokens, 'token')} tokens (--set job.tokens={0.98 * tokens:.3g})"]
+    reached = loss_law.predicted_loss(plan.job, total, tokens)
+    if reached is not None and bill.loss is not None:
+        ways[0] += f", for a loss of {reached.value:.3f} instead of {bill.loss.value:.3f}"
+    ways.append(f"leave the model to the money: thrifty plan --budget {usd:g}usd --on ...")
+    raise ThriftyError(
+        f"the cheapest of {found.tried:,} recipes costs {bill.usd}, over the budget of {units.show(usd, 'usd')}",
+        where="--budget",
+        hint="; ".join(ways),
+    )
+
+
+def with_law(plan: Plan, by: LossLaw = loss_law.PUBLISHED) -> Plan:
+    """The plan with the loss that a law expects of it, and what the law says about its data and batch as reasons."""
+    job, tokens = plan.job, plan.predicted.tokens.value
+    total = total_parameters(job.model)
+    expected = loss_law.predicted_loss(job, total, tokens, by, plan.predicted.steps.value)
+    said = list(plan.reasons)
+    if by is not loss_law.PUBLISHED:
+        problem = loss_law.why_not(job, total, tokens, by)
+        said.append(f"loss by {by.source}" if not problem else f"no loss: {problem}")
+        said += [f"the law: {warning}" for warning in by.warnings]
+    unique = job.data.unique_tokens
+    if unique is not None and unique < tokens:
+        worth = units.show(repetition.effective_tokens(unique, tokens), "token")
+        said.append(f"data repeats {tokens / unique:.1f} times: worth {worth} new tokens ({repetition.SOURCE})")
+    batch = plan.recipe.batch.sequences * job.sequence_length
+    if expected is not None:
+        critical = critical_batch.critical_batch_tokens(tokens)
+        said.append(
+            f"batch {units.show(batch, 'token')} tokens: {batch / critical:.2g} of the critical batch, for "
+            f"{critical_batch.overhead(batch, critical) - 1:.0%} more tokens than small steps ({critical_batch.SOURCE})"
+        )
+    bill = plan.predicted.model_copy(update={"loss": expected})
+    return plan.model_copy(update={"predicted": bill, "reasons": tuple(said)})
