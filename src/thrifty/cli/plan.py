@@ -49,8 +49,7 @@ def command(
     Without a job, say which model to train: for a sum of money (--budget), or to a loss (--target-loss).
     """
     from thrifty.cli.common import print_json, quantity, resolve
-    from thrifty.planner import budget as budgets
-    from thrifty.planner import screen
+    from thrifty.planner import expected_loss, screen
     from thrifty.planner.emit import write_plan, write_text
     from thrifty.planner.explain import explain
     from thrifty.planner.search import search
@@ -60,10 +59,10 @@ def command(
         _advise(usd, target_loss, by, on, recipe, sets, out, html, json)
         return
     request = resolve(job, on, recipe, sets)
-    asked = request.job if target_loss is None else budgets.job_for_target(request.job, target_loss, by)
+    asked = request.job if target_loss is None else expected_loss.job_for_target(request.job, target_loss, by)
     found = search(asked, request.cluster, request.recipe)
-    found = found if usd is None else budgets.within_budget(found, usd)
-    told = explain(replace(found, plan=budgets.with_law(found.plan, by)))
+    found = found if usd is None else expected_loss.within_budget(found, usd)
+    told = explain(replace(found, plan=expected_loss.with_law(found.plan, by)))
     write_plan(told.plan, out)
     if html is not None:
         write_text(html, screen.html_page(told, f"{told.plan.job.name} on {told.plan.cluster.name}"), "--html")

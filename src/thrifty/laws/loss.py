@@ -55,7 +55,7 @@ def why_not(job: Job, parameters: float, tokens: float | None = None, by: LossLa
     if by.parameters is not None and by.tokens is not None:
         return _beyond(by, count_parameters(job.model, parameters, by.counted), tokens)
     kind = job.data.tokenizer.kind
-    if job.data != Data() and kind in ("bytes", "chars"):
+    if job.data.path != Data().path and kind in ("bytes", "chars"):
         return f"the loss law is for BPE tokens, not {kind}"
     if job.model.vocab_size < SMALLEST_VOCABULARY:
         return f"the loss law is for vocabularies of {SMALLEST_VOCABULARY:,} and more, not {job.model.vocab_size:,}"
@@ -89,15 +89,35 @@ def predicted_loss(
     """
     if why_not(job, parameters, tokens, by):
         return None
-    size, data = count_parameters(job.model, parameters, by.counted), tokens
-    source, unique = by.source, job.data.unique_tokens
-    if unique is not None and unique < tokens:
-        data = repetition.effective_tokens(unique, tokens)
-        size = repetition.effective_parameters(size, allocate.optimal_parameters(by, unique))
-        source = f"{source}; {repetition.SOURCE}"
+    unique = job.data.unique_tokens
+    size, data = worth(by, count_parameters(job.model, parameters, by.counted), tokens, unique)
+    source = by.source if data == tokens else f"{by.source}; {repetition.SOURCE}"
     value = law.loss(by, size, data, steps)
     low, high = law.interval(by, size, data, steps) or (value + INTERVAL_NATS[0], value + INTERVAL_NATS[1])
     return modelled(value, "nat/token", source, low=min(low, value), high=max(high, value))
+
+
+def worth(by: LossLaw, size: float, tokens: float, unique: float | None) -> tuple[float, float]:
+    """Parameters and tokens that count, where only `unique` tokens are new; both whole where none repeat."""
+    if unique is None or unique >= tokens:
+        return size, tokens
+    enough = allocate.optimal_parameters(by, unique)
+    return repetition.effective_parameters(size, enough), repetition.effective_tokens(unique, tokens)
+
+
+def tokens_to_target(by: LossLaw, size: float, target: float, unique: float | None = None) -> float | None:
+    """Tokens to see until a loss is reached, none lost to short runs; None where it never is.
+
+    Args:
+        size: parameters as the law counts them.
+        unique: tokens that are new; those beyond repeat.
+    """
+    tokens = allocate.tokens_to_reach(by, size, target)
+    if tokens is None or unique is None or tokens <= unique:
+        return tokens
+    counted = repetition.effective_parameters(size, allocate.optimal_parameters(by, unique))
+    needed = allocate.tokens_to_reach(by, counted, target)
+    return None if needed is None else repetition.seen_for(unique, needed)
 
 
 def tokens_for_loss(parameters: float, target: float, by: LossLaw = PUBLISHED) -> float:

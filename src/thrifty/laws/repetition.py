@@ -29,3 +29,11 @@ def effective_tokens(unique: float, seen: float) -> float:
 def effective_parameters(parameters: float, enough: float) -> float:
     """Parameters that count, where `enough` is the compute-optimal size for the unique tokens."""
     return decayed(enough, parameters, EXCESS_PARAMETERS)
+
+
+def seen_for(unique: float, worth: float) -> float | None:
+    """Tokens to see for what `worth` new ones would teach; None: endless repetition does not. Inverse of the above."""
+    if worth <= unique:
+        return worth
+    spent = (worth / unique - 1) / REPEATED_TOKENS
+    return None if spent >= 1 else unique * (1 - REPEATED_TOKENS * math.log1p(-spent))

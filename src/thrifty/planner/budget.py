@@ -10,21 +10,22 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from thrifty.cost.params import total_parameters
-from thrifty.laws import allocate, critical_batch, law, repetition
+from thrifty.laws import allocate, law
+from thrifty.laws import batch as batch_law
 from thrifty.laws import loss as loss_law
 from thrifty.laws.law import LossLaw
+from thrifty.planner.expected_loss import with_law
 from thrifty.planner.family import VOCABULARY, family, nearest
 from thrifty.planner.search import Search, search
 from thrifty.spec import units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
-from thrifty.spec.job import Job, ModelShape
+from thrifty.spec.job import Data, Job, ModelShape
 from thrifty.spec.load import Settings, build, from_dict
-from thrifty.spec.plan import Plan
 
 SEQUENCE_LENGTH = 4096
 PRICED = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)  # sizes that are planned, over the optimum at a guessed MFU
@@ -32,6 +33,7 @@ GUESSED_MFU = 0.35
 BESIDE = (1 / 4, 1 / 2, 2.0)  # alternatives that the screen shows, over the chosen size
 FLAT_NATS = 0.01  # sizes within this of the best loss are as good, as far as any law can tell
 TRIES, ENOUGH_SPENT = 4, 0.99  # of fitting tokens to the money, and the share of it that ends them
+ROUNDS = 5  # of tokens and the steps that they take
 SERVED_BYTES = 2  # of a parameter, bf16
 
 
@@ -104,7 +106,7 @@ class Rates:
 
     def tokens(self, parameters: float, usd: float) -> float:
         """What a sum pays for; not above zero where it does not pay for the start-up."""
-        return (usd - self.usd_to_start) / self.at(parameters)
+        return float((usd - self.usd_to_start) / self.at(parameters))
 
     def usd(self, parameters: float, tokens: float) -> float:
         """Price of a run."""
@@ -157,7 +159,7 @@ def for_target(target: float, cluster: Cluster, given: Settings, by: LossLaw = l
     asked = _Question(cluster, given, by, allocate.cheapest(by, target).parameters)
 
     def tokens_for(parameters: float) -> float | None:
-        return allocate.tokens_to_reach(by, asked.counted(parameters), target)
+        return asked.tokens_to(parameters, target)
 
     rates = asked.rates(lambda rate: None, tokens_for)
     costs = {
@@ -184,6 +186,7 @@ class _Question:
         self.length = int(given.at("job.sequence_length") or SEQUENCE_LENGTH)
         self.shapes = family(int(given.at("job.model.vocab_size") or VOCABULARY), self.length)
         self.by_size = {float(total_parameters(shape)): shape for shape in self.shapes}
+        self.unique = build(Data, given, "job.data").unique_tokens if given.at("job.data") else None
         self.guess = guess
         self.planned = 0
 
@@ -196,7 +199,24 @@ class _Question:
         return loss_law.count_parameters(nearest(self.shapes, parameters), parameters, self.by.counted)
 
     def loss(self, parameters: float, tokens: float) -> float:
-        return law.loss(self.by, self.counted(parameters), tokens)
+        size, data = loss_law.worth(self.by, self.counted(parameters), tokens, self.unique)
+        return law.loss(self.by, size, data, self.steps(parameters, tokens))
+
+    def steps(self, parameters: float, tokens: float) -> float:
+        """Optimizer steps under the batch law, near enough for what short runs lose."""
+        batch = batch_law.optimal_batch_tokens(allocate.FLOPS_EACH * parameters * tokens)
+        return max(tokens / batch, batch_law.LEAST_STEPS)
+
+    def tokens_to(self, parameters: float, target: float) -> float | None:
+        """Tokens after which a size reaches a loss, repeated ones and lost steps counted; None where it never does."""
+        least = loss_law.tokens_to_target(self.by, self.counted(parameters), target, self.unique)
+        tokens = least
+        for _ in range(ROUNDS if least is not None and self.by.lost_steps else 0):
+            assert least is not None
+            assert tokens is not None
+            lost = 1 + self.by.lost_steps / self.steps(parameters, tokens)
+            tokens = least * lost if self.unique is None or least <= self.unique else tokens
+        return tokens
 
     def beyond(self, parameters: float, tokens: float) -> str:
         return loss_law.why_not(self.job(nearest(self.shapes, parameters), tokens), parameters, tokens, self.by)
@@ -273,8 +293,9 @@ class _Question:
     ) -> Advice:
         plan = with_law(found.plan, self.by)
         bill, parameters = plan.predicted, float(total_parameters(plan.job.model))
-        reached = self.loss(parameters, bill.tokens.value)
+        reached = bill.loss.value if bill.loss else self.loss(parameters, bill.tokens.value)
         chosen = self.option(parameters, bill.tokens.value, bill.usd.value, rates, reached)
+        chosen = replace(chosen, loss=reached, usd_to_match=chosen.usd)
         others = []
         for factor in BESIDE:
             n = float(total_parameters(nearest(self.shapes, factor * parameters)))
@@ -295,7 +316,7 @@ class _Question:
         )  # fmt: skip
 
     def option(self, parameters: float, tokens: float, usd: float, rates: Rates, reached: float) -> Option:
-        enough = allocate.tokens_to_reach(self.by, self.counted(parameters), reached)
+        enough = self.tokens_to(parameters, reached)
         return Option(
             name=nearest(self.shapes, parameters).name,
             parameters=parameters,
@@ -320,67 +341,3 @@ def _guessed_flops_per_s(cluster: Cluster, given: Settings) -> float:
     precision = given.at("recipe.precision") or ("bf16" if "bf16" in peaks else "fp32")
     peak = peaks[precision].value if precision in peaks else max(figure.value for figure in peaks.values())
     return GUESSED_MFU * peak * cluster.devices
-
-
-def job_for_target(job: Job, target: float, by: LossLaw = loss_law.PUBLISHED) -> Job:
-    """A job that trains until a law says the loss is reached.
-
-    Raises:
-        ThriftyError: out of reach for the model, or for any.
-    """
-    total = total_parameters(job.model)
-    problem = loss_law.why_not(job, total, by=by)
-    if problem:
-        raise ThriftyError(f"the loss cannot be planned for: {problem}", where="--target-loss", hint="say tokens")
-    tokens = loss_law.tokens_for_loss(loss_law.count_parameters(job.model, total, by.counted), target, by)
-    return job.model_copy(update={"tokens": math.ceil(tokens), "steps": None, "target_loss": target})
-
-
-def within_budget(found: Search, usd: float) -> Search:
-    """The search itself, where its plan costs no more than the money.
-
-    Raises:
-        ThriftyError: the cheapest plan costs more; says what it costs and what the money would do.
-    """
-    plan = found.plan
-    bill = plan.predicted
-    if bill.usd.value <= usd:
-        return found
-    share = usd / bill.usd.value
-    tokens = share * bill.tokens.value
-    total = total_parameters(plan.job.model)
-    ways = [f"train on {units.show(0.98 * tokens, 'token')} tokens (--set job.tokens={0.98 * tokens:.3g})"]
-    reached = loss_law.predicted_loss(plan.job, total, tokens)
-    if reached is not None and bill.loss is not None:
-        ways[0] += f", for a loss of {reached.value:.3f} instead of {bill.loss.value:.3f}"
-    ways.append(f"leave the model to the money: thrifty plan --budget {usd:g}usd --on ...")
-    raise ThriftyError(
-        f"the cheapest of {found.tried:,} recipes costs {bill.usd}, over the budget of {units.show(usd, 'usd')}",
-        where="--budget",
-        hint="; ".join(ways),
-    )
-
-
-def with_law(plan: Plan, by: LossLaw = loss_law.PUBLISHED) -> Plan:
-    """The plan with the loss that a law expects of it, and what the law says about its data and batch as reasons."""
-    job, tokens = plan.job, plan.predicted.tokens.value
-    total = total_parameters(job.model)
-    expected = loss_law.predicted_loss(job, total, tokens, by, plan.predicted.steps.value)
-    said = list(plan.reasons)
-    if by is not loss_law.PUBLISHED:
-        problem = loss_law.why_not(job, total, tokens, by)
-        said.append(f"loss by {by.source}" if not problem else f"no loss: {problem}")
-        said += [f"the law: {warning}" for warning in by.warnings]
-    unique = job.data.unique_tokens
-    if unique is not None and unique < tokens:
-        worth = units.show(repetition.effective_tokens(unique, tokens), "token")
-        said.append(f"data repeats {tokens / unique:.1f} times: worth {worth} new tokens ({repetition.SOURCE})")
-    batch = plan.recipe.batch.sequences * job.sequence_length
-    if expected is not None:
-        critical = critical_batch.critical_batch_tokens(tokens)
-        said.append(
-            f"batch {units.show(batch, 'token')} tokens: {batch / critical:.2g} of the critical batch, for "
-            f"{critical_batch.overhead(batch, critical) - 1:.0%} more tokens than small steps ({critical_batch.SOURCE})"
-        )
-    bill = plan.predicted.model_copy(update={"loss": expected})
-    return plan.model_copy(update={"predicted": bill, "reasons": tuple(said)})
