@@ -119,7 +119,7 @@ class Rates:
         upper = min(max(bisect_left(self.sizes, parameters), 1), len(self.sizes) - 1)
         (n0, n1), (r0, r1) = self.sizes[upper - 1 : upper + 1], self.usd_per_token[upper - 1 : upper + 1]
         share = math.log(parameters / n0) / math.log(n1 / n0)
-        return r0 * (r1 / r0) ** share
+        return float(r0 * (r1 / r0) ** share)
 
     def also(self, parameters: float, usd_per_token: float) -> Rates:
         """With one more planned size, in the place of what was planned for it before."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thrifty.planner.budget import FLAT_NATS, Advice, Option
+from thrifty.planner.expected_loss import law_reasons
 from thrifty.planner.reasons import show_layout
 from thrifty.planner.screen import WIDTH, wrapped
 from thrifty.spec import units
@@ -55,13 +56,14 @@ def _sections(advice: Advice, width: int) -> Iterator[RenderableType]:
     law = advice.law
     ((name, c),) = law.constants.items()
     yield wrapped(
-        f"{law.source}: E {c.E:.4g}, A {c.A:.4g}, B {c.B:.4g}, alpha {law.alpha:.4g}, beta {law.beta:.4g}", width, "- "
+        f"constants: E {c.E:.4g}, A {c.A:.4g}, B {c.B:.4g}, alpha {law.alpha:.4g}, beta {law.beta:.4g}", width, "- "
     )
     if law.rows:
-        yield wrapped(f"fitted on {law.rows} runs of {name}; an interval holds 80% of runs", width, "- ")
+        yield wrapped(f"fitted on {law.rows} runs, for {name}; an interval holds 80% of runs", width, "- ")
     else:
-        yield wrapped("published; the interval is what other web corpora and tokenizers differ by", width, "- ")
-    yield from (wrapped(reason, width, "- ") for reason in (*law.warnings, *plan.reasons[-1:]))
+        published = f"{law.source}; the interval is what other web corpora and tokenizers differ by"
+        yield wrapped(published, width, "- ")
+    yield from (wrapped(reason, width, "- ") for reason in law_reasons(plan, law))
     priced = f"{advice.planned} sizes planned; money for a token interpolated between them; proportions of Llama 3"
     yield wrapped(priced, width, "- ")
 

@@ -25,7 +25,13 @@ def job_for_target(job: Job, target: float, by: LossLaw = loss_law.PUBLISHED) ->
     problem = loss_law.why_not(job, total, by=by)
     if problem:
         raise ThriftyError(f"the loss cannot be planned for: {problem}", where="--target-loss", hint="say tokens")
-    tokens = loss_law.tokens_for_loss(loss_law.count_parameters(job.model, total, by.counted), target, by)
+    size = loss_law.count_parameters(job.model, total, by.counted)
+    once = loss_law.tokens_for_loss(size, target, by)
+    tokens = loss_law.tokens_to_target(by, size, target, job.data.unique_tokens)
+    if tokens is None:
+        unique = units.show(job.data.unique_tokens or 0, "token")
+        what = f"loss {target:g} is out of reach on {unique} unique tokens, however often they repeat"
+        raise ThriftyError(what, where="--target-loss", hint=f"new ones would do: {units.show(once, 'token')} of them")
     return job.model_copy(update={"tokens": math.ceil(tokens), "steps": None, "target_loss": target})
 
 
@@ -55,25 +61,33 @@ def within_budget(found: Search, usd: float) -> Search:
 
 
 def with_law(plan: Plan, by: LossLaw = loss_law.PUBLISHED) -> Plan:
-    """The plan with the loss that a law expects of it, and what the law says about its data and batch as reasons."""
-    job, tokens = plan.job, plan.predicted.tokens.value
+    """The plan with the loss that a law expects of it, and what the law says of its data and batch as reasons."""
+    tokens, total = plan.predicted.tokens.value, total_parameters(plan.job.model)
+    expected = loss_law.predicted_loss(plan.job, total, tokens, by, plan.predicted.steps.value)
+    bill = plan.predicted.model_copy(update={"loss": expected})
+    return plan.model_copy(update={"predicted": bill, "reasons": (*plan.reasons, *law_reasons(plan, by))})
+
+
+def law_reasons(plan: Plan, by: LossLaw) -> list[str]:
+    """What a law says of a plan's data and batch."""
+    job, tokens, said = plan.job, plan.predicted.tokens.value, []
     total = total_parameters(job.model)
-    expected = loss_law.predicted_loss(job, total, tokens, by, plan.predicted.steps.value)
-    said = list(plan.reasons)
+    problem = loss_law.why_not(job, total, tokens, by)
     if by is not loss_law.PUBLISHED:
-        problem = loss_law.why_not(job, total, tokens, by)
-        said.append(f"loss by {by.source}" if not problem else f"no loss: {problem}")
+        said.append(f"no loss: {problem}" if problem else f"loss by {by.source}")
         said += [f"the law: {warning}" for warning in by.warnings]
     unique = job.data.unique_tokens
     if unique is not None and unique < tokens:
         worth = units.show(repetition.effective_tokens(unique, tokens), "token")
         said.append(f"data repeats {tokens / unique:.1f} times: worth {worth} new tokens ({repetition.SOURCE})")
-    batch = plan.recipe.batch.sequences * job.sequence_length
-    if expected is not None:
-        critical = critical_batch.critical_batch_tokens(tokens)
-        said.append(
-            f"batch {units.show(batch, 'token')} tokens: {batch / critical:.2g} of the critical batch, for "
-            f"{critical_batch.overhead(batch, critical) - 1:.0%} more tokens than small steps ({critical_batch.SOURCE})"
+    if not problem:
+        batch, critical = (
+            plan.recipe.batch.sequences * job.sequence_length,
+            critical_batch.critical_batch_tokens(tokens),
         )
-    bill = plan.predicted.model_copy(update={"loss": expected})
-    return plan.model_copy(update={"predicted": bill, "reasons": tuple(said)})
+        more = critical_batch.overhead(batch, critical) - 1
+        said.append(
+            f"batch {units.show(batch, 'token')} tokens: {batch / critical:.2g} of the critical batch, for {more:.0%} "
+            f"more tokens than small steps ({critical_batch.SOURCE})"
+        )
+    return said
