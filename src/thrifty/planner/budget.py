@@ -185,7 +185,6 @@ class _Question:
         self.cluster, self.given, self.by = cluster, given, by
         self.length = int(given.at("job.sequence_length") or SEQUENCE_LENGTH)
         self.shapes = family(int(given.at("job.model.vocab_size") or VOCABULARY), self.length)
-        self.by_size = {float(total_parameters(shape)): shape for shape in self.shapes}
         self.unique = build(Data, given, "job.data").unique_tokens if given.at("job.data") else None
         self.guess = guess
         self.planned = 0
@@ -193,10 +192,13 @@ class _Question:
     def sizes(self) -> Sequence[float]:
         """Sizes that may be chosen: within the planned ones and a little beyond."""
         low, high = min(PRICED) * self.guess / 2, self.largest * 1.3
-        return [n for n in self.by_size if low <= n <= high]
+        return [n for n, _ in self.shapes if low <= n <= high]
+
+    def shape(self, parameters: float) -> ModelShape:
+        return nearest(self.shapes, parameters)[1]
 
     def counted(self, parameters: float) -> float:
-        return loss_law.count_parameters(nearest(self.shapes, parameters), parameters, self.by.counted)
+        return loss_law.count_parameters(self.shape(parameters), parameters, self.by.counted)
 
     def loss(self, parameters: float, tokens: float) -> float:
         size, data = loss_law.worth(self.by, self.counted(parameters), tokens, self.unique)
@@ -219,7 +221,7 @@ class _Question:
         return tokens
 
     def beyond(self, parameters: float, tokens: float) -> str:
-        return loss_law.why_not(self.job(nearest(self.shapes, parameters), tokens), parameters, tokens, self.by)
+        return loss_law.why_not(self.job(self.shape(parameters), tokens), parameters, tokens, self.by)
 
     def job(self, shape: ModelShape, tokens: float) -> Job:
         size = units.show(total_parameters(shape), "token")
@@ -232,7 +234,7 @@ class _Question:
         """The cheapest way to train the nearest shape."""
         self.planned += 1
         recipe = self.given.at("recipe") or {}
-        return search(self.job(nearest(self.shapes, parameters), tokens), self.cluster, from_dict(recipe, "--set"))
+        return search(self.job(self.shape(parameters), tokens), self.cluster, from_dict(recipe, "--set"))
 
     def plan_within(self, parameters: float, tokens: float, usd: float) -> Search:
         """The same on as many tokens as the money pays for, start-up, evaluations and checkpoints included."""
@@ -265,8 +267,7 @@ class _Question:
         sizes, rates, to_start = [], [], 0.0
         refused: ThriftyError | None = None
         for factor in PRICED:
-            shape = nearest(self.shapes, factor * self.guess)
-            parameters = float(total_parameters(shape))
+            parameters, _ = nearest(self.shapes, factor * self.guess)
             if parameters in sizes:
                 continue
             per_token = allocate.FLOPS_EACH * parameters / _guessed_flops_per_s(self.cluster, self.given)
@@ -298,7 +299,7 @@ class _Question:
         chosen = replace(chosen, loss=reached, usd_to_match=chosen.usd)
         others = []
         for factor in BESIDE:
-            n = float(total_parameters(nearest(self.shapes, factor * parameters)))
+            n, _ = nearest(self.shapes, factor * parameters)
             tokens = tokens_at(n)
             if n == parameters or not math.isfinite(tokens) or n > self.largest * 1.3:
                 continue
@@ -318,7 +319,7 @@ class _Question:
     def option(self, parameters: float, tokens: float, usd: float, rates: Rates, reached: float) -> Option:
         enough = self.tokens_to(parameters, reached)
         return Option(
-            name=nearest(self.shapes, parameters).name,
+            name=self.shape(parameters).name,
             parameters=parameters,
             tokens=tokens,
             loss=self.loss(parameters, tokens),

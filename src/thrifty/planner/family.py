@@ -18,20 +18,22 @@ HEAD, KV_HEADS, FEWEST_LAYERS, LAYERS_STEP = 128, 8, 12, 4
 ASPECTS = (100, 165)  # least and most width for a layer
 WIDEST_TIED = 3072
 VOCABULARY = 128_256  # of Llama 3
-WIDTHS = (256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, *range(4096, 16385, 1024),
-          *range(18432, 32769, 2048))  # fmt: skip
+WIDTHS = (256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, *range(4096, 16385, 1024),
+          *range(18432, 24577, 2048))  # fmt: skip
+
+Family = tuple[tuple[float, ModelShape], ...]  # parameters and shape, smallest first
 
 
 @lru_cache(maxsize=8)
-def family(vocabulary: int, sequence_length: int) -> tuple[ModelShape, ...]:
-    """Shapes from tens of millions to two trillion parameters, smallest first."""
+def family(vocabulary: int, sequence_length: int) -> Family:
+    """Shapes from some fifty million to two trillion parameters."""
     shapes = [_shape(width, layers, vocabulary, sequence_length) for width in WIDTHS for layers in _depths(width)]
-    return tuple(sorted(shapes, key=total_parameters))
+    return tuple(sorted(((float(total_parameters(shape)), shape) for shape in shapes), key=lambda pair: pair[0]))
 
 
-def nearest(shapes: tuple[ModelShape, ...], parameters: float) -> ModelShape:
-    """The shape whose size is nearest in ratio."""
-    return min(shapes, key=lambda shape: abs(math.log(total_parameters(shape) / parameters)))
+def nearest(shapes: Family, parameters: float) -> tuple[float, ModelShape]:
+    """The member whose size is nearest in ratio."""
+    return min(shapes, key=lambda pair: abs(math.log(pair[0] / parameters)))
 
 
 def _depths(width: int) -> list[int]:
