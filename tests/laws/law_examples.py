@@ -1,12 +1,15 @@
-"""Runs that a known law made, with scatter from a fixed seed."""
+"""Runs that a known law made, with scatter from a fixed seed; and a job of the catalog."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
+from thrifty.catalog import lookup
 from thrifty.laws.fit import RunRow
 from thrifty.laws.law import Constants, LossLaw, loss
+from thrifty.spec import Job, ModelShape
+from thrifty.spec.load import build
 
 TRUE = LossLaw(
     source="made up",
@@ -39,3 +42,10 @@ def rows(
                 name = f"{dataset}-{n:.0e}-{ratio:g}"
                 made.append(RunRow(name, dataset, n, tokens, value, batch_tokens=batch_tokens))
     return made
+
+
+def job(model: str = "llama-3-8b", **changes: object) -> Job:
+    """A model of the catalog for one step of short sequences."""
+    shape = build(ModelShape, lookup.model(model), "")
+    asked: dict[str, object] = {"model": shape, "steps": 1, "sequence_length": 128}
+    return Job.model_validate(asked | changes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from laws.law_examples import TRUE, rows
+from law_examples import TRUE, rows
+
 from thrifty.laws.fit import Form
 from thrifty.laws.heldout import choose, folds, forms, held_out
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_examples import RATIOS, TRUE, rows
 
-from laws.law_examples import RATIOS, TRUE, rows
 from thrifty.laws.fit import Form, RunRow, fit, law_of, relative_errors, warnings, why_not
 from thrifty.laws.law import Constants, LossLaw, interval, loss, only, pooled, quantile
 from thrifty.spec.errors import ThriftyError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from law_examples import job
 
-from laws.test_loss_law import job
 from thrifty.laws.loss import PUBLISHED, loss, predicted_loss, tokens_to_target, worth
 from thrifty.laws.repetition import effective_parameters, effective_tokens, seen_for
 from thrifty.spec.job import Data

@@ -9,9 +9,8 @@ import json
 import pytest
 from rich.console import Console
 
-from laws.law_examples import TRUE
 from thrifty.catalog import lookup
-from thrifty.laws.law import only
+from thrifty.laws.law import Constants, LossLaw
 from thrifty.laws.loss import PUBLISHED, loss
 from thrifty.planner import budget_screen
 from thrifty.planner.budget import Rates, for_budget, for_target
@@ -22,6 +21,8 @@ from thrifty.spec import Job, ModelShape, ThriftyError
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Data
 from thrifty.spec.load import Settings, build, from_dict
+
+OWN = LossLaw(source="fitted to code", constants={"code": Constants(E=1.2, A=480.0, B=2000.0)}, alpha=0.35, beta=0.37)
 
 
 def cluster(text: str = "8xh100") -> Cluster:
@@ -94,8 +95,7 @@ def test_what_is_given_is_kept() -> None:
 
 
 def test_a_law_of_one_s_own_decides() -> None:
-    own = only(TRUE, "code")
-    advice = for_budget(2000.0, cluster(), Settings(), own)
+    advice = for_budget(2000.0, cluster(), Settings(), OWN)
     assert advice.chosen.loss < 2.0 < for_budget(2000.0, cluster(), Settings()).chosen.loss
     assert advice.as_json()["law"]["constants"]["code"]["E"] == 1.2
 
@@ -165,7 +165,7 @@ def test_a_job_with_a_target_gets_the_tokens_of_the_law() -> None:
 
 def test_a_law_s_loss_and_warnings_reach_the_plan() -> None:
     plan = search(llama(), cluster()).plan
-    own = only(TRUE, "code").model_copy(update={"warnings": ("two sizes only",)})
+    own = OWN.model_copy(update={"warnings": ("two sizes only",)})
     told = with_law(plan, own)
     assert told.predicted.loss is not None
     assert plan.predicted.loss is not None

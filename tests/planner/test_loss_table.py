@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from laws.law_examples import rows as made_rows
-from thrifty.laws.fit import Form, law_of
-from thrifty.laws.law import loss
+from thrifty.catalog import lookup
+from thrifty.laws.law import Constants, LossLaw, loss
+from thrifty.planner.emit import write_plan
 from thrifty.planner.loss_table import read_law, read_rows, write_law
+from thrifty.planner.search import search
+from thrifty.spec import Cluster, Job
 from thrifty.spec.errors import ThriftyError
+from thrifty.spec.load import build, from_dict
 
 HEADER = "id,dataset,params,params_no_embed,tokens,global_batch_seq,c4_val_loss\n"
 
@@ -55,14 +59,40 @@ def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     assert "no plan.yaml and no bill.json" in lacking[0].why
 
 
+def run_folder(parent: Path, tokens_share: float, loss: float | None) -> Path:
+    """What a run leaves: its plan, and a bill with what these tests read."""
+    shape = {"layers": 4, "hidden": 128, "heads": 4, "ffn": 512, "vocab_size": 256}
+    job = Job.model_validate({"model": shape, "steps": 400, "sequence_length": 64})
+    batch = {"sequences": 32, "micro_sequences": 32}
+    plan = search(job, build(Cluster, lookup.cluster("1xa100"), ""), from_dict({"batch": batch}, "test")).plan
+    parent.mkdir()
+    write_plan(plan, parent / "plan.yaml")
+    measured = {"tokens": {"value": tokens_share * 400 * 32 * 64}, "loss": loss and {"value": loss}}
+    (parent / "bill.json").write_text(json.dumps({"measured": measured}))
+    return parent
+
+
+def test_own_runs_are_read_once_they_are_finished(tmp_path: Path) -> None:
+    ((row,), lacking) = read_rows(run_folder(tmp_path / "whole", 1.0, 1.7))
+    assert lacking == []
+    assert row.without_embedding == row.parameters - 256 * 128
+    assert (row.dataset, row.steps, row.tokens, row.loss) == ("python-stdlib-bytes", 400, 400 * 32 * 64, 1.7)
+    rows, (stopped,) = read_rows(run_folder(tmp_path / "stopped", 0.25, 1.7))
+    assert rows == []
+    assert "stopped at 25% of its plan" in stopped.why
+    _, (silent,) = read_rows(run_folder(tmp_path / "silent", 1.0, None))
+    assert "no validation loss" in silent.why
+
+
 def test_laws_are_read_back_for_one_dataset(tmp_path: Path) -> None:
-    law = law_of(made_rows(scatter=0.01), Form(), "made up", draws=3)
+    constants = {name: Constants(E=e, A=480.0, B=2000.0) for name, e in (("web", 1.8), ("code", 1.2))}
+    law = LossLaw(source="made up", constants=constants, alpha=0.35, beta=0.37)
     path = tmp_path / "law.json"
     path.write_text(write_law(law))
     assert loss(read_law(f"{path}@code"), 1e9, 2e10) == loss(law, 1e9, 2e10, dataset="code")
     with pytest.raises(ThriftyError, match="2 datasets") as error:
         read_law(str(path))
-    assert "code, web" in error.value.hint
+    assert "web, code" in error.value.hint
     with pytest.raises(ThriftyError, match="unknown dataset") as error:
         read_law(f"{path}@wed")
     assert "'web'" in error.value.hint

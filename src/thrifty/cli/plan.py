@@ -18,7 +18,7 @@ def command(
     job: Annotated[
         str | None,
         typer.Argument(
-            metavar="[JOB]",
+            metavar="JOB",
             help="Job file, plan file, or model name; none with --budget or --target-loss: the model is chosen too.",
             show_default=False,
         ),

@@ -11,14 +11,18 @@ from pathlib import Path
 from thrifty.cost.params import total_parameters
 from thrifty.laws.fit import RunRow
 from thrifty.laws.law import LossLaw, only
+from thrifty.laws.loss import count_parameters
 from thrifty.planner.emit import read_plan
 from thrifty.spec.errors import ThriftyError, did_you_mean
+from thrifty.spec.job import Data
 from thrifty.spec.load import Settings, build, from_dict, read_text
+from thrifty.spec.plan import tokens_per_step
 
 COLUMNS = ("id", "dataset", "params", "tokens")
 LOSS_COLUMN = "c4_val_loss"  # of the published table; `loss` in one's own
 # Sequences of the batch column are this long unless a column sequence_length says otherwise.
 SEQUENCE_LENGTH = 2048
+FINISHED = 0.98  # of the planned tokens
 
 
 @dataclass(frozen=True)
@@ -92,22 +96,33 @@ def _read_run(folder: Path) -> tuple[list[RunRow], list[Lacking]]:
     if missing:
         return [], [Lacking(str(folder), f"no {' and no '.join(missing)}: not a finished run")]
     plan = read_plan(folder / "plan.yaml")
-    bill = json.loads(read_text(folder / "bill.json", "bill"))
-    measured = (bill.get("loss") or {}).get("value")
-    if not measured:
+    measured = json.loads(read_text(folder / "bill.json", "bill"))["measured"]
+    loss, tokens = (measured.get("loss") or {}).get("value"), measured["tokens"]["value"]
+    planned = plan.total_steps * tokens_per_step(plan.job, plan.recipe)
+    if not loss:
         return [], [Lacking(str(folder), "its bill has no validation loss")]
+    if tokens < FINISHED * planned:
+        short = f"stopped at {tokens / planned:.0%} of its plan: the loss of an unfinished schedule is no law's"
+        return [], [Lacking(str(folder), short)]
     shape = plan.job.model
     total = total_parameters(shape)
     row = RunRow(
         id=str(folder),
-        dataset=Path(plan.job.data.path).name,
+        dataset=_dataset(plan.job.data),
         parameters=total,
-        tokens=bill["tokens"]["value"],
-        loss=measured,
-        without_embedding=total if shape.tied_embeddings else total - shape.vocab_size * shape.hidden,
-        batch_tokens=plan.recipe.batch.sequences * plan.job.sequence_length,
+        tokens=tokens,
+        loss=loss,
+        without_embedding=count_parameters(shape, total, "no_embedding"),
+        batch_tokens=tokens_per_step(plan.job, plan.recipe),
     )
     return [row], []
+
+
+def _dataset(data: Data) -> str:
+    """Data and tokenizer: a loss in nats a token compares only within both."""
+    tokenizer = data.tokenizer
+    size = f"{tokenizer.vocab_size}" if tokenizer.kind == "bpe" else Path(tokenizer.path).stem
+    return "-".join(filter(None, [Path(data.path).stem, tokenizer.kind, size]))
 
 
 def write_law(law: LossLaw) -> str:
