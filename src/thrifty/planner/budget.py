@@ -22,10 +22,12 @@ from thrifty.planner.expected_loss import with_law
 from thrifty.planner.family import VOCABULARY, family, nearest
 from thrifty.planner.search import Search, search
 from thrifty.spec import units
+from thrifty.spec.bill import Bill
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import Data, Job, ModelShape
 from thrifty.spec.load import Settings, build, from_dict
+from thrifty.spec.recipe import Recipe
 
 SEQUENCE_LENGTH = 4096
 PRICED = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)  # sizes that are planned, over the optimum at a guessed MFU
@@ -230,6 +232,13 @@ class _Question:
         settings = self.given.over(from_dict({"job": tree}, "chosen for the money"))
         return build(Job, settings, "job")
 
+    def price(self, parameters: float, tokens: float) -> Bill:
+        """What the nearest shape would cost; only the plan that is shown is compared with other software."""
+        recipe = {"software": Recipe.model_fields["software"].default} | (self.given.at("recipe") or {})
+        self.planned += 1
+        found = search(self.job(self.shape(parameters), tokens), self.cluster, from_dict(recipe, "--set"))
+        return found.plan.predicted
+
     def plan(self, parameters: float, tokens: float) -> Search:
         """The cheapest way to train the nearest shape."""
         self.planned += 1
@@ -238,21 +247,21 @@ class _Question:
 
     def plan_within(self, parameters: float, tokens: float, usd: float) -> Search:
         """The same on as many tokens as the money pays for, start-up, evaluations and checkpoints included."""
-        best: Search | None = None
+        fits: float | None = None
+        spent = 0.0
         for _ in range(TRIES):
-            found = self.plan(parameters, tokens)
-            cost = found.plan.predicted.usd.value
-            if cost <= usd and (best is None or cost > best.plan.predicted.usd.value):
-                best = found
+            cost = self.price(parameters, tokens).usd.value
+            if spent < cost <= usd:
+                fits, spent = tokens, cost
             if ENOUGH_SPENT * usd <= cost <= usd:
                 break
             tokens *= (1 + ENOUGH_SPENT) / 2 * usd / cost
-        if best is None:
+        if fits is None:
             what = (
                 f"a run of {units.show(tokens, 'token')} tokens costs {units.show(cost, 'usd')}, its start-up included"
             )
             raise ThriftyError(what, where=f"--budget {usd:g}usd", hint="use fewer devices, or spend more")
-        return best
+        return self.plan(parameters, fits)
 
     def rates(self, tokens_at: Any, tokens_for: Any = None) -> Rates:
         """Plans a handful of sizes.
@@ -275,7 +284,7 @@ class _Question:
             if tokens_for is not None:
                 tokens = tokens_for(parameters) or allocate.optimal_tokens(self.by, self.counted(parameters))
             try:
-                bill = self.plan(parameters, tokens).plan.predicted
+                bill = self.price(parameters, tokens)
             except ThriftyError as error:
                 refused = error
                 break  # larger sizes need more memory still
@@ -304,7 +313,7 @@ class _Question:
             if n == parameters or not math.isfinite(tokens) or n > self.largest * 1.3:
                 continue
             try:
-                other = self.plan(n, tokens).plan.predicted
+                other = self.price(n, tokens)
             except ThriftyError:
                 continue  # it does not fit the cluster
             rates = rates.also(n, (other.usd.value - rates.usd_to_start) / other.tokens.value)
