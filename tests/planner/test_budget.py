@@ -106,6 +106,12 @@ def test_too_little_money_says_what_would_do() -> None:
     assert "fewer devices" in error.value.hint
 
 
+@pytest.mark.parametrize("tree", [{"tokens": 10**9}, {"model": {"layers": 4}}, {"model": {"vocab_size": "many"}}])
+def test_what_is_asked_for_cannot_be_given(tree: dict[str, object]) -> None:
+    with pytest.raises(ThriftyError):
+        for_budget(2000.0, cluster(), from_dict({"job": tree}, "--set"))
+
+
 def test_free_devices_and_unreachable_losses_are_told() -> None:
     free = cluster().model_copy(update={"price": cluster().price.model_copy(update={"value": 0.0})})
     with pytest.raises(ThriftyError, match="costs nothing"):

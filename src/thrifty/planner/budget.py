@@ -185,8 +185,9 @@ class _Question:
 
     def __init__(self, cluster: Cluster, given: Settings, by: LossLaw, guess: float) -> None:
         self.cluster, self.given, self.by = cluster, given, by
-        self.length = int(given.at("job.sequence_length") or SEQUENCE_LENGTH)
-        self.shapes = family(int(given.at("job.model.vocab_size") or VOCABULARY), self.length)
+        _refuse_what_is_chosen(given)
+        self.length = _count(given, "job.sequence_length", SEQUENCE_LENGTH)
+        self.shapes = family(_count(given, "job.model.vocab_size", VOCABULARY), self.length)
         self.unique = build(Data, given, "job.data").unique_tokens if given.at("job.data") else None
         self.guess = guess
         self.planned = 0
@@ -336,6 +337,24 @@ class _Question:
             usd=usd,
             usd_to_match=None if enough is None else rates.usd(parameters, enough),
         )
+
+
+def _refuse_what_is_chosen(given: Settings) -> None:
+    """A key that the money decides cannot be given too."""
+    model = given.at("job.model") or {}
+    keys = [f"job.{key}" for key in ("tokens", "steps", "target_loss") if given.at(f"job.{key}") is not None]
+    keys += [f"job.model.{key}" for key in model if key != "vocab_size"]
+    if keys:
+        hint = "leave it out, or name a JOB and let --budget or --target-loss bound that"
+        raise ThriftyError(f"{keys[0]} is what is being asked for", where=given.where(keys[0]), hint=hint)
+
+
+def _count(given: Settings, key: str, default: int) -> int:
+    value = given.at(key)
+    try:
+        return default if value is None else int(units.parse(value, "count"))
+    except ValueError as error:
+        raise ThriftyError(str(error), where=f"{given.where(key)}: {key}") from None
 
 
 def _usd_per_second(cluster: Cluster) -> float:
