@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from law_examples import job
 
-from thrifty.catalog import lookup
 from thrifty.laws.loss import compute_optimal_tokens, loss, predicted_loss, tokens_for_loss, why_not
-from thrifty.spec import Job, ModelShape, ThriftyError
+from thrifty.spec import ThriftyError
 from thrifty.spec.job import Data, Tokenizer
-from thrifty.spec.load import build
 
 SIZES = st.floats(1e7, 1e12)
-
-
-def job(model: str = "llama-3-8b", **changes: object) -> Job:
-    shape = build(ModelShape, lookup.model(model), "")
-    asked: dict[str, object] = {"model": shape, "steps": 1, "sequence_length": 128}
-    return Job.model_validate(asked | changes)
 
 
 def test_the_constants_are_the_refit_s() -> None:

@@ -112,6 +112,24 @@ def read_cluster(on: str, sets: Sequence[str] = (), *, local: Callable[[], Setti
     return build(Cluster, settings, "cluster"), settings
 
 
+def read_question(
+    on: str, recipe_file: Path | None = None, sets: Sequence[str] = (), *, local: Callable[[], Settings]
+) -> tuple[Cluster, Settings]:
+    """Reads a cluster, and what is said of a job and a recipe whose model is still to be chosen.
+
+    Returns the cluster, and the settings under `job` and `recipe`.
+
+    Raises:
+        ThriftyError: as `read_request`.
+    """
+    cluster, _ = read_cluster(on, sets, local=local)
+    asked = _read_sets(sets)
+    if recipe_file is not None:
+        asked = lay(asked, _in_section(read_yaml(recipe_file, "recipe file"), "recipe"))
+    _check_recipe(asked)
+    return cluster, asked.without("cluster")
+
+
 # ---- the layers that the user writes
 
 

@@ -200,6 +200,7 @@ class Data(Noun):
         validation_fraction: the last share of the token stream, never trained on.
         packing: `stream` joins documents and cuts windows anywhere; `documents` starts each sample at a document and
             masks the padding, so samples hold unequal numbers of target tokens.
+        unique_tokens: how many there are before they repeat; none = enough. The loss law counts repeated ones less.
     """
 
     path: str = "python-stdlib"
@@ -208,6 +209,7 @@ class Data(Noun):
     tokenizer: Tokenizer = Tokenizer()
     validation_fraction: Annotated[Ratio, Field(gt=0, lt=1)] = 0.1
     packing: Literal["stream", "documents"] = "stream"
+    unique_tokens: Annotated[Tokens, Field(gt=0)] | None = None
 
 
 class Job(Noun):
