@@ -1,4 +1,10 @@
-"""The mesh: ranks as a named grid, outermost axis first."""
+"""The mesh: ranks as a named grid, outermost axis first, and what follows from it by arithmetic.
+
+    rank = (((island x P + pipeline) x S + shard) x C + context) x T + tensor
+
+with P stages, S shards, C context and T tensor ranks. The inner an axis, the nearer its ranks, so tensor groups lie
+inside a node and pipelines across nodes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,52 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from thrifty.spec.recipe import Layout
 
+AXES = ("island", "pipeline", "shard", "context", "tensor")  # outermost first
+
 
 def build_mesh(layout: Layout, device_type: str) -> DeviceMesh:
-    """The data-parallel part of the layout: axes `island` x `shard`, rank = island_index x shard + shard_index."""
-    return init_device_mesh(device_type, (layout.island, layout.shard), mesh_dim_names=("island", "shard"))
+    """A mesh with all five axes, those of size 1 included, so that `mesh["tensor"]` is there on every layout."""
+    return init_device_mesh(device_type, tuple(getattr(layout, axis) for axis in AXES), mesh_dim_names=AXES)
+
+
+def coordinates(layout: Layout, rank: int) -> dict[str, int]:
+    """Where a rank stands on each axis."""
+    found = {}
+    for axis in reversed(AXES):
+        rank, found[axis] = divmod(rank, getattr(layout, axis))
+    return {axis: found[axis] for axis in AXES}
+
+
+def rank_at(layout: Layout, place: dict[str, int]) -> int:
+    """The rank at a place; axes that are left out count as 0. The inverse of `coordinates`."""
+    rank = 0
+    for axis in AXES:
+        rank = rank * getattr(layout, axis) + place.get(axis, 0)
+    return rank
+
+
+def group(layout: Layout, rank: int, *axes: str) -> list[int]:
+    """The ranks that differ from this one along the given axes alone, itself included, in order."""
+    fixed = {axis: at for axis, at in coordinates(layout, rank).items() if axis not in axes}
+    return [other for other in range(layout.ranks) if fixed.items() <= coordinates(layout, other).items()]
+
+
+def picture(layout: Layout) -> str:
+    """The grid as text: a block for each island and stage, a row for each shard (and context) rank, tensor across.
+
+    island 0, stage 0
+      shard 0   0  1
+      shard 1   2  3
+    """
+    width = len(str(layout.ranks - 1)) + 2
+    lines = []
+    for island in range(layout.island):
+        for stage in range(layout.pipeline):
+            lines.append(f"island {island}, stage {stage}")
+            for shard in range(layout.shard):
+                for context in range(layout.context):
+                    place = {"island": island, "pipeline": stage, "shard": shard, "context": context}
+                    ranks = [rank_at(layout, place | {"tensor": t}) for t in range(layout.tensor)]
+                    label = f"shard {shard}" + (f", context {context}" if layout.context > 1 else "")
+                    lines.append(f"  {label}  " + "".join(f"{rank:>{width}}" for rank in ranks))
+    return "\n".join(lines)

@@ -25,7 +25,7 @@ def shard(
     (reduce-scatter) and over `island` (all-reduce). Parameters are gathered in the compute precision.
 
     Args:
-        mesh: two axes, `island` and `shard`; the model's parameters may still be on the meta device.
+        mesh: with axes `island` and `shard`; the model's parameters may still be on the meta device.
         blocks: the units that are gathered one at a time.
         exchange_dtype: in which gradients are reduced.
     """
@@ -35,7 +35,7 @@ def shard(
     reduce = exchange if compute is not None or exchange_dtype != "fp32" else None
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     # One island needs the one-dimensional mesh: the two-dimensional one would all-reduce in a group of one.
-    data_mesh = mesh["shard"] if mesh["island"].size() == 1 else mesh
+    data_mesh = mesh["shard"] if mesh["island"].size() == 1 else mesh["island", "shard"]
     for block in blocks:
         fully_shard(block, mesh=data_mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root is needed again at once in the backward pass, so it stays gathered.
