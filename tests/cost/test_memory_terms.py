@@ -10,12 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.cost import constants
-from thrifty.cost.memory import (
-    activation_bytes_per_token,
-    block_activation_bytes_per_token,
-    memory,
-    usable_bytes,
-)
+from thrifty.cost.activations import activation_bytes_per_token, block_activation_bytes_per_token
+from thrifty.cost.memory import memory, usable_bytes
 from thrifty.cost.params import parameter_shapes, shard_rows
 from thrifty.cost.work import chunk_rows
 from thrifty.spec import ModelShape, Recipe

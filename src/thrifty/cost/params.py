@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from thrifty.spec.job import ModelShape
+from thrifty.spec.job import Experts, LatentAttention, ModelShape
 
 Named = tuple[str, tuple[int, ...]]
 
@@ -19,25 +19,68 @@ def parameter_shapes(shape: ModelShape) -> list[Named]:
     root = _root_shapes(shape)
     before = [item for item in root if not item[0].startswith(_ROOT_AFTER_BLOCKS)]
     after = [item for item in root if item[0].startswith(_ROOT_AFTER_BLOCKS)]
-    inside = block_shapes(shape)
-    blocks = [(f"blocks.{layer}.{name}", size) for layer in range(shape.layers) for name, size in inside]
+    inside = ((layer, name, size) for layer in range(shape.layers) for name, size in block_shapes(shape, layer))
+    blocks = [(f"blocks.{layer}.{name}", size) for layer, name, size in inside]
     return before + blocks + after
 
 
-@lru_cache(maxsize=64)
-def block_shapes(shape: ModelShape) -> tuple[Named, ...]:
-    """Name (inside the block) and shape of every parameter of one block; all blocks are alike."""
-    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+def block_shapes(shape: ModelShape, layer: int = 0) -> tuple[Named, ...]:
+    """Name (inside the block) and shape of every parameter of the block at `layer`.
+
+    Blocks are alike, but for the first ones of a mixture of experts that are dense (`experts.dense_layers`).
+    """
+    return _block_shapes(shape, shape.experts is not None and layer >= shape.experts.dense_layers)
+
+
+@lru_cache(maxsize=128)
+def _block_shapes(shape: ModelShape, routed: bool) -> tuple[Named, ...]:
     found = _norm(shape, "attention_norm")
+    found += _grouped(shape) if shape.latent is None else _latent(shape, shape.latent)
+    found += _norm(shape, "mlp_norm")
+    found += _experts(shape, shape.experts) if routed and shape.experts is not None else _mlp(shape, "mlp", shape.ffn)
+    return tuple(found)
+
+
+def _grouped(shape: ModelShape) -> list[Named]:
+    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    found: list[Named] = []
     for name, rows in (("query", query), ("key", kv), ("value", kv)):
         found += _linear(f"attention.{name}", rows, shape.hidden, shape.bias in ("qkv", "all"))
     if shape.qk_norm:
         found += [(f"attention.{name}.weight", (shape.head_dim,)) for name in ("query_norm", "key_norm")]
-    found += _linear("attention.output", shape.hidden, query, shape.bias == "all")
-    found += _norm(shape, "mlp_norm")
-    for name in ("gate", "up") if shape.mlp == "swiglu" else ("up",):
-        found += _linear(f"mlp.{name}", shape.ffn, shape.hidden, shape.bias == "all")
-    return tuple(found + _linear("mlp.down", shape.hidden, shape.ffn, shape.bias == "all"))
+    return found + _linear("attention.output", shape.hidden, query, shape.bias == "all")
+
+
+def _latent(shape: ModelShape, latent: LatentAttention) -> list[Named]:
+    """DeepSeek-V2 (arXiv:2405.04434), section 2.1; `kv_down` also makes the rotary key that all heads share."""
+    query = shape.heads * (latent.nope_dim + latent.rope_dim)
+    found: list[Named] = []
+    if latent.q_rank is None:
+        found += _linear("attention.query", query, shape.hidden, False)
+    else:
+        found += _linear("attention.query_down", latent.q_rank, shape.hidden, False)
+        found.append(("attention.query_norm.weight", (latent.q_rank,)))
+        found += _linear("attention.query_up", query, latent.q_rank, False)
+    found += _linear("attention.kv_down", latent.kv_rank + latent.rope_dim, shape.hidden, False)
+    found.append(("attention.kv_norm.weight", (latent.kv_rank,)))
+    found += _linear("attention.kv_up", shape.heads * (latent.nope_dim + latent.value_dim), latent.kv_rank, False)
+    return found + _linear("attention.output", shape.hidden, shape.heads * latent.value_dim, False)
+
+
+def _mlp(shape: ModelShape, name: str, ffn: int) -> list[Named]:
+    found: list[Named] = []
+    for part in ("gate", "up") if shape.mlp == "swiglu" else ("up",):
+        found += _linear(f"{name}.{part}", ffn, shape.hidden, shape.bias == "all")
+    return found + _linear(f"{name}.down", shape.hidden, ffn, shape.bias == "all")
+
+
+def _experts(shape: ModelShape, experts: Experts) -> list[Named]:
+    """Router, routed experts stacked along their first dimension, and the shared ones as one wider MLP."""
+    found = _linear("router", experts.count, shape.hidden, False)
+    for part in ("gate", "up") if shape.mlp == "swiglu" else ("up",):
+        found.append((f"experts.{part}.weight", (experts.count, experts.ffn, shape.hidden)))
+    found.append(("experts.down.weight", (experts.count, shape.hidden, experts.ffn)))
+    return found + (_mlp(shape, "shared", experts.shared * experts.ffn) if experts.shared else [])
 
 
 @lru_cache(maxsize=64)
