@@ -117,9 +117,20 @@ def torchtitan(folder: Path) -> Iterator[Measured | str]:
         shape = llama(names[row["model"]], max_positions=max(length, 131072))
         yield Measured(
             "d1", row["id"], row["model"].split("-")[-1], Job(model=shape, steps=1, sequence_length=length), recipe,
-            cluster_of(f"{row['gpus']}xh100"), float(row["peak_mem_GiB"]) * GIB,
+            _titan_cluster(row), float(row["peak_mem_GiB"]) * GIB,
             "torchtitan-2024" if "202412" in row["source"] else "torchtitan", reserved=True,
         )  # fmt: skip
+
+
+def _titan_cluster(row: Row) -> Cluster:
+    """That table's H100 is a part with 96 GB of HBM2e; its Blackwell has 184 GiB."""
+    sizes = {"H100 96GB": ("h100", 95.0), "H200": ("h200", None), "Blackwell": ("b200", 184.0)}
+    chip, gibibytes = next(found for name, found in sizes.items() if row["hw"].startswith(name))
+    cluster = cluster_of(f"{row['gpus']}x{chip}")
+    if gibibytes is None:
+        return cluster
+    memory = cluster.accelerator.memory.model_copy(update={"value": gibibytes * GIB})
+    return cluster.model_copy(update={"accelerator": cluster.accelerator.model_copy(update={"memory": memory})})
 
 
 def simumax(folder: Path) -> Iterator[Measured | str]:

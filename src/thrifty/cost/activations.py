@@ -14,6 +14,9 @@ from thrifty.cost import constants
 from thrifty.cost.habits import Habits
 from thrifty.spec.job import LatentAttention, ModelShape
 
+# NVFP4 training leaves the last layers in bf16: about 15% of them (NVIDIA 2025, arXiv:2509.25149).
+NVFP4_PLAIN_LAYERS = 0.15
+
 
 def activation_bytes_per_token(
     shape: ModelShape, sequence_length: int, element: int, recompute: str, is_cpu: bool
@@ -81,7 +84,7 @@ class Block:
     Attributes:
         full: kept where nothing is computed again.
         kept: kept under the recipe's recomputation.
-        working: gradients, and gathered inputs, alive inside its backward pass.
+        working: gradients alive inside its backward pass.
     """
 
     full: float
@@ -115,11 +118,13 @@ def block(
         kept = inputs
     elif recompute == "selective" and habits.by_operation:
         query, kv = shape.heads * shape.head_dim / t, max(1, shape.kv_heads // t) * shape.head_dim
-        kept = inputs + e * (2 * query + kv + width + shape.hidden) + score
+        attention = inputs + e * query + score
+        products = e * (query + kv + width + shape.hidden)
+        # NVFP4's own kernels are not among the operations whose results are kept.
+        kept = attention + products * (NVFP4_PLAIN_LAYERS if precision == "nvfp4" else 1.0)
     elif recompute == "selective":
         kept = full - score
-    crossing = 2 * e * shape.hidden if t > 1 else 0.0
-    return Block(full, kept, e * (2 * stream + (3 if shape.mlp == "swiglu" else 2) * width) + crossing)
+    return Block(full, kept, e * (2 * stream + (3 if shape.mlp == "swiglu" else 2) * width))
 
 
 def _heads(

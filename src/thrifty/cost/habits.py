@@ -21,6 +21,7 @@ class Habits:
         inner_compiled: the same under torch.compile.
         by_operation: `recompute: selective` keeps the results of every second matrix product and of attention
             (torchtitan's `op`); otherwise it computes attention alone again.
+        kept_stages: buffers for what stages of a pipeline hand on, one for each microbatch, and outputs kept beside.
         logits: bytes for each logit at the loss, all copies together.
         logits_split: the same where tensor ranks split the vocabulary.
         logits_compiled: the same where the loss is compiled or fused.
@@ -40,6 +41,7 @@ class Habits:
     inner: int = 4
     inner_compiled: int = 3
     by_operation: bool = False
+    kept_stages: bool = False
     logits: float = 12.0
     logits_split: float = 12.0
     logits_compiled: float | None = None
@@ -53,12 +55,12 @@ class Habits:
 
 _FACTS: Final = {
     "thrifty": Habits("own code, and tests that count what autograd keeps"),
-    # cross_entropy(logits.float()): bf16 logits, fp32 log-probabilities, their gradient, and its product with softmax;
-    # DTensor's loss-parallel log-softmax writes each step to a tensor of its own. Compiled, all but the bf16 logits
-    # and their gradient are fused away (compiled since 2025-01).
+    # cross_entropy(logits.float()): the bf16 logits, whose place the allocator keeps, then in fp32 log-probabilities,
+    # their gradient, and the logits'; DTensor's loss-parallel log-softmax writes each step to a tensor of its own.
+    # Compiled, all but the bf16 logits and their gradient are fused away (compiled since 2025-01).
     "torchtitan": Habits(
         "torchtitan components/loss.py, distributed/activation_checkpoint.py; torch distributed/tensor/parallel/loss.py",
-        by_operation=True, logits=12.0, logits_split=20.0, logits_compiled=4.0,
+        by_operation=True, kept_stages=True, logits=14.0, logits_split=20.0, logits_compiled=4.0,
     ),
     # Loss fused by Transformer Engine: the gradient takes the logits' place.
     "megatron": Habits(
@@ -81,7 +83,7 @@ ERAS: Final = {"torchtitan-2024": {"logits_compiled": None}}
 
 
 def _with_fit(name: str, facts: Habits) -> Habits:
-    fitted = memory_constants.FITTED.get(name)
+    fitted = memory_constants.FITTED.get(name.split("-")[0])
     if fitted is None:
         return facts
     return replace(facts, fixed_bytes=fitted["fixed_bytes"], allocator=(fitted["eager"], fitted["compiled"]))

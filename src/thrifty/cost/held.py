@@ -45,7 +45,7 @@ class Held:
         root: embedding, last norm and head, where they are here, whole.
         root_shard: of that, on the fullest rank.
         head: the matrix that makes logits, whole; 0 where it is not here.
-        kinds: elements of the block's distinct matrices: one for each shape that occurs.
+        matrices: elements of one block's matrices, of all its experts' one.
         tensors: number of parameter tensors.
     """
 
@@ -56,7 +56,7 @@ class Held:
     root: int
     root_shard: int
     head: int
-    kinds: int
+    matrices: int
     tensors: int
 
 
@@ -190,7 +190,7 @@ def _held(
                 root=sum(whole for whole, _ in top),
                 root_shard=sum(shard for _, shard in top),
                 head=heads[0] if heads and stage == _last_stage(stages) else 0,
-                kinds=max((b.kinds for b in blocks), default=0),
+                matrices=max((b.matrices for b in blocks), default=0),
                 tensors=sum(b.tensors for b in blocks) + len(root),
             )
         )
@@ -219,7 +219,7 @@ def _roots(shape: ModelShape) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
 class _Block:
     whole: int
     shard: int
-    kinds: int
+    matrices: int
     tensors: int
 
 
@@ -237,8 +237,8 @@ def _sizes(
     else:
         shard = sum(part for _, part in parts)
     # Of the experts' grouped products one matrix stands for all.
-    kinds = {local_size(*item, shape, tensor, expert)[-2:] for item in items if len(item[1]) > 1}
-    return _Block(sum(whole for whole, _ in parts), shard, sum(math.prod(kind) for kind in kinds), len(items))
+    matrices = sum(math.prod(local_size(*item, shape, tensor, expert)[-2:]) for item in items if len(item[1]) > 1)
+    return _Block(sum(whole for whole, _ in parts), shard, matrices, len(items))
 
 
 def _measure(

@@ -77,7 +77,8 @@ def by_stage(
     pieces = held(_padded(job.model, recipe.layout.tensor, how), recipe.layout, recipe.software)
     numbers = _candidates(pieces, recipe.layout.schedule) if worst_only else range(len(pieces))
     runtime = cluster.accelerator.runtime_memory.value
-    return [_stage(job, recipe, pieces[stage], stage, how, runtime) for stage in numbers]
+    room = cluster.accelerator.memory.value - runtime
+    return [_stage(job, recipe, pieces[stage], stage, how, runtime, room) for stage in numbers]
 
 
 @lru_cache(maxsize=1024)
@@ -116,7 +117,7 @@ def in_flight(layout: Layout, stage: int, microbatches: int) -> float:
     return min(microbatches, stages if layout.schedule in ("zero_bubble", "zbv") else stages - stage)
 
 
-def _stage(job: Job, recipe: Recipe, piece: Held, stage: int, how: Habits, runtime: float) -> Memory:
+def _stage(job: Job, recipe: Recipe, piece: Held, stage: int, how: Habits, runtime: float, room: float) -> Memory:
     """Memory of one stage of other software, or of a layout that this trainer does not run yet."""
     shape, layout, precision = job.model, recipe.layout, recipe.precision
     e = ELEMENT_BYTES[precision]
@@ -138,10 +139,12 @@ def _stage(job: Job, recipe: Recipe, piece: Held, stage: int, how: Habits, runti
     ending = tokens * e * shape.hidden * (1 / stream + (1.0 if how.gathered else 1 / stream)) if is_last else 0.0
     logits = tokens * vocab * _logit_bytes(how, layout.tensor, recipe.compile)
     moved = _buffers(recipe, piece, fixed, how, e)
+    crossing = tokens * e * shape.hidden * _crossing(layout, stage, recipe.accumulation, how, stream)
     at_head = moved.head + tokens * e * (vocab + 2 * shape.hidden / (1 if how.gathered else stream)) if is_last else 0.0
     allocated = (
         fixed.parameters
         + fixed.optimizer
+        + crossing
         + max(
             moved.steady + kept + ending + max(logits, at_head),
             moved.steady + moved.block + kept + ending + again + working,
@@ -156,11 +159,25 @@ def _stage(job: Job, recipe: Recipe, piece: Held, stage: int, how: Habits, runti
         optimizer=fixed.optimizer,
         activations=kept + ending,
         logits=logits,
-        communication=moved.shown,
+        communication=moved.shown + crossing,
         runtime=runtime + how.fixed_bytes,
         peak=allocated + runtime,
-        reserved=allocated * how.allocator[recipe.compile] + runtime,
+        reserved=_reserved(allocated, how.allocator[recipe.compile], room) + runtime,
     )
+
+
+def _crossing(layout: Layout, stage: int, microbatches: int, how: Habits, stream: int) -> float:
+    """Buffers of other axes' traffic, in copies of the residual stream of one microbatch.
+
+    Gathers and reductions of tensor ranks need the whole stream twice, unless they go part by part beside the products
+    (asynchronous tensor parallelism). torch's pipelines hold a buffer for each microbatch that a stage receives in
+    either direction, and keep their outputs while its backward pass is to come.
+    """
+    found = 2.0 if layout.tensor > 1 and not layout.tensor_overlap and how.gathered else 0.0
+    if how.kept_stages and layout.pipeline > 1:
+        received = (stage > 0) + (stage < layout.pipeline - 1)
+        found += (microbatches * received + in_flight(layout, stage, microbatches)) / stream
+    return found
 
 
 def _logit_bytes(how: Habits, tensor: int, compiled: bool) -> float:
@@ -196,7 +213,7 @@ def _buffers(recipe: Recipe, piece: Held, fixed: States, how: Habits, e: int) ->
     if recipe.software in FSDP and layout.zero == 3:
         return _gathered(recipe, piece, fixed, e)
     buckets = how.buckets * piece.whole * several + how.bucket_bytes * several
-    made = e * piece.kinds if how.weight_gradients else 0.0
+    made = e * piece.matrices if how.weight_gradients else 0.0
     steady = fixed.gradients + buckets + made
     head = float(e * piece.head)
     inside = 0.0 if how.weight_gradients else float(e * piece.block)
@@ -254,6 +271,7 @@ def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     runtime = cluster.accelerator.runtime_memory.value
     allocated = fixed + optimizer + most
     keeps = 1.0 if is_cpu else HABITS["thrifty"].allocator[recipe.compile]
+    room = capacity_bytes(cluster, recipe.layout.ranks) - runtime
     return Memory(
         parameters=fixed,
         gradients=fixed,
@@ -263,8 +281,13 @@ def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
         communication=moments.buffers,
         runtime=runtime,
         peak=allocated + runtime,
-        reserved=allocated * keeps + runtime,
+        reserved=_reserved(allocated, keeps, room) + runtime,
     )
+
+
+def _reserved(allocated: float, keeps: float, room: float) -> float:
+    """What the allocator takes: freed blocks that it keeps come on top, but are given back where there is no room."""
+    return max(allocated, min(allocated * keeps, room))
 
 
 def logits_bytes(shape: ModelShape, tokens: int, element: int, is_cpu: bool) -> float:
