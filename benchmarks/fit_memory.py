@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from score_memory import Measured, measured_rows, predicted_bytes
-
 from thrifty.cost.habits import HABITS, Habits
 
 TARGET = Path(__file__).resolve().parents[1] / "src/thrifty/cost/memory_constants.py"
@@ -50,7 +49,9 @@ def fit(rows: Sequence[Measured]) -> Fit:
         beside = statistics.median(row.measured_bytes - predicted_bytes(row, PLAIN.of(row)) for row in rows)
         return Fit(float(round(max(0.0, beside), -6)), ASSUMED, ASSUMED)
     ratios = {
-        compiled: [row.measured_bytes / predicted_bytes(row, PLAIN.of(row)) for row in rows if row.recipe.compile is compiled]
+        compiled: [
+            row.measured_bytes / predicted_bytes(row, PLAIN.of(row)) for row in rows if row.recipe.compile is compiled
+        ]
         for compiled in (False, True)
     }
     middle = {compiled: round(max(1.0, statistics.median(some)), 3) for compiled, some in ratios.items() if some}
@@ -87,8 +88,8 @@ def main(arguments: list[str]) -> int:
         print("\n".join(missing), file=sys.stderr)
         return 2
     fitted, intervals = [], []
-    print(f"{'software':12}{'rows':>5}{'fixed MB':>10}{'eager':>8}{'compiled':>10}   left out: {'MAPE':>7}{'too low':>9}"
-          f"{'80% interval':>16}")  # fmt: skip
+    head = f"{'software':12}{'rows':>5}{'fixed MB':>10}{'eager':>8}{'compiled':>10}"
+    print(head + f"   left out: {'MAPE':>7}{'too low':>9}{'80% interval':>16}")
     for software in sorted({row.recipe.software for row in rows}):
         ours = [row for row in rows if row.recipe.software == software]
         found, out = fit(ours), left_out(ours)
@@ -97,11 +98,11 @@ def main(arguments: list[str]) -> int:
             f'    # {SOURCES[software]}\n    "{software}": {{"fixed_bytes": {found.fixed_bytes:.0f}, '
             f'"eager": {found.eager}, "compiled": {found.compiled}}},'
         )
-        intervals.append(f'"{software}": ({low}, {high})')
+        intervals.append(f'    "{software}": ({low}, {high}),')
         error = statistics.fmean(abs(1 / ratio - 1) for ratio in out)
         print(f"{software:12}{len(ours):5}{found.fixed_bytes / 1e6:10.0f}{found.eager:8.3f}{found.compiled:10.3f}"
               f"   {error:17.2%}{min(1 / ratio - 1 for ratio in out):9.1%}{f'{low} .. {high}':>16}")  # fmt: skip
-    text = TEMPLATE.format(fitted="\n".join(fitted), intervals=", ".join(intervals))
+    text = TEMPLATE.format(fitted="\n".join(fitted), intervals="\n".join(intervals))
     if check:
         print("unchanged" if TARGET.read_text() == text else f"{TARGET} would change")
         return 0 if TARGET.read_text() == text else 1
@@ -120,7 +121,9 @@ FITTED: Final[dict[str, dict[str, Any]]] = {{
 {fitted}
 }}
 # Measured over predicted: the middle 80% on model sizes that a fit has not seen.
-INTERVAL: Final[dict[str, tuple[float, float]]] = {{{intervals}}}
+INTERVAL: Final[dict[str, tuple[float, float]]] = {{
+{intervals}
+}}
 '''
 
 

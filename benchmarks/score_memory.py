@@ -14,10 +14,11 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from score_planner import GIB, cluster_of, rows_of
 from thrifty.catalog import lookup
 from thrifty.cost.habits import HABITS, Habits
 from thrifty.cost.memory import Memory, by_stage, interval
@@ -26,8 +27,6 @@ from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.load import build
 from thrifty.spec.recipe import Batch, Layout, Recipe
-
-from score_planner import GIB, cluster_of, rows_of
 
 Row = dict[str, str]
 
@@ -109,7 +108,11 @@ def torchtitan(folder: Path) -> Iterator[Measured | str]:
             software="torchtitan",
             layout=layout,
             batch=Batch(sequences=local * layout.data_ranks, micro_sequences=local // stages),
-            precision="nvfp4" if "nvfp4" in technique else "fp8" if "float8" in technique or "mxfp8" in technique else "bf16",
+            precision="nvfp4"
+            if "nvfp4" in technique
+            else "fp8"
+            if "float8" in technique or "mxfp8" in technique
+            else "bf16",
             # Where the table does not say, the default of the configuration: by operation.
             recompute="full" if row["activation_ckpt"] == "full" else "selective",
             compile="compile" in technique,
@@ -219,14 +222,18 @@ def null_bytes(row: Measured) -> float:
     """The formula sheet: 16 to 18 bytes a parameter by kind of sharding, 34 s b h for a layer, fp32 logits."""
     shape, layout = row.job.model, row.recipe.layout
     split = layout.tensor * layout.pipeline
-    each = 16 / (layout.shard * layout.context) if row.recipe.software == "torchtitan" else 6 + 12 / (
-        layout.shard * layout.context
+    each = (
+        16 / (layout.shard * layout.context)
+        if row.recipe.software == "torchtitan"
+        else 6 + 12 / (layout.shard * layout.context)
     )
     tokens = row.recipe.batch.micro_sequences * row.job.sequence_length / layout.context
     a_layer = {"full": 2, "selective": 34, "none": 34}[row.recipe.recompute] * tokens * shape.hidden / layout.tensor
     flying = min(layout.pipeline, row.recipe.accumulation)
-    return each * total_parameters(shape) / split + a_layer * shape.layers / layout.pipeline * flying + (
-        4 * tokens * shape.vocab_size / layout.tensor
+    return (
+        each * total_parameters(shape) / split
+        + a_layer * shape.layers / layout.pipeline * flying
+        + (4 * tokens * shape.vocab_size / layout.tensor)
     )
 
 
@@ -253,8 +260,10 @@ def main(arguments: list[str]) -> int:
     for row in rows:
         ratio = row["predicted_bytes"] / row["measured_bytes"]
         inside = row["low"] <= row["measured_bytes"] <= row["high"]
-        print(f"{row['table']} {row['id']:56} {row['measured_bytes'] / GIB:7.2f} {row['predicted_bytes'] / GIB:7.2f} GiB "
-              f"{ratio - 1:+7.1%} {'' if inside else 'outside'}")
+        print(
+            f"{row['table']} {row['id']:56} {row['measured_bytes'] / GIB:7.2f} {row['predicted_bytes'] / GIB:7.2f} GiB "
+            f"{ratio - 1:+7.1%} {'' if inside else 'outside'}"
+        )
     print(f"\n{'table':8}{'rows':>5}{'MAPE':>8}{'worst':>8}{'too low':>9}{'bias':>8}{'coverage':>10}{'null':>8}")
     for table in TABLES:
         some = [row for row in rows if row["table"] == table]
@@ -263,8 +272,10 @@ def main(arguments: list[str]) -> int:
         signed = [row["predicted_bytes"] / row["measured_bytes"] - 1 for row in some]
         null = statistics.fmean(abs(row["null_bytes"] / row["measured_bytes"] - 1) for row in some)
         held = statistics.fmean(row["low"] <= row["measured_bytes"] <= row["high"] for row in some)
-        print(f"{table:8}{len(some):5}{statistics.fmean(map(abs, signed)):8.2%}{max(map(abs, signed)):8.1%}"
-              f"{min(signed):9.1%}{statistics.median(signed):+8.1%}{held:10.0%}{null:8.0%}")
+        print(
+            f"{table:8}{len(some):5}{statistics.fmean(map(abs, signed)):8.2%}{max(map(abs, signed)):8.1%}"
+            f"{min(signed):9.1%}{statistics.median(signed):+8.1%}{held:10.0%}{null:8.0%}"
+        )
     for reason in skipped:
         print(f"skipped  {reason}")
     return 0 if rows else 2

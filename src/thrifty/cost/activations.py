@@ -107,7 +107,9 @@ def block(
     low = {"fp8": 1.0, "nvfp4": 0.5625}.get(precision, float(e)) if habits.weight_gradients else float(e)
     stream, t = shape.hidden / split.stream, split.tensor
     inputs = e * stream
-    column = low * (shape.hidden if habits.gathered else stream)  # the norm's output, as a column-parallel layer read it
+    column = low * (
+        shape.hidden if habits.gathered else stream
+    )  # the norm's output, as a column-parallel layer read it
     scale = _norm_scale_bytes(shape, e) / split.stream
     mask = stream if habits.dropout else 0.0
     heads, score = _heads(shape, sequence_length, e, low, split, habits)

@@ -59,7 +59,7 @@ _FACTS: Final = {
     # their gradient, and the logits'; DTensor's loss-parallel log-softmax writes each step to a tensor of its own.
     # Compiled, all but the bf16 logits and their gradient are fused away (compiled since 2025-01).
     "torchtitan": Habits(
-        "torchtitan components/loss.py, distributed/activation_checkpoint.py; torch distributed/tensor/parallel/loss.py",
+        "torchtitan components/loss.py, distributed/activation_checkpoint.py; torch tensor/parallel/loss.py",
         by_operation=True, kept_stages=True, logits=14.0, logits_split=20.0, logits_compiled=4.0,
     ),
     # Loss fused by Transformer Engine: the gradient takes the logits' place.
@@ -78,8 +78,8 @@ _FACTS: Final = {
     ),
     "accelerate": Habits("transformers' cross-entropy in fp32"),
 }  # fmt: skip
-# Earlier releases, by a name for those who score against them.
-ERAS: Final = {"torchtitan-2024": {"logits_compiled": None}}
+# Earlier releases, by a name for those who score against them: the loss was not compiled.
+_EARLIER: Final = {"torchtitan-2024": replace(_FACTS["torchtitan"], logits_compiled=None)}
 
 
 def _with_fit(name: str, facts: Habits) -> Habits:
@@ -89,6 +89,4 @@ def _with_fit(name: str, facts: Habits) -> Habits:
     return replace(facts, fixed_bytes=fitted["fixed_bytes"], allocator=(fitted["eager"], fitted["compiled"]))
 
 
-HABITS: Final = {name: _with_fit(name, facts) for name, facts in _FACTS.items()} | {
-    era: _with_fit(era, replace(_FACTS[era.split("-")[0]], **changes)) for era, changes in ERAS.items()
-}
+HABITS: Final = {name: _with_fit(name, facts) for name, facts in (_FACTS | _EARLIER).items()}

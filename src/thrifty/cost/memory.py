@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from thrifty.cost import constants, memory_constants
 from thrifty.cost.activations import (
@@ -61,24 +62,60 @@ def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
     if recipe.software == "thrifty" and recipe.layout.pipeline * recipe.layout.context * recipe.layout.tensor == 1:
         return _own(job, cluster, recipe)
-    return max(by_stage(job, cluster, recipe, worst_only=True), key=lambda used: used.peak)
+    return _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
 
 
-def by_stage(
-    job: Job, cluster: Cluster, recipe: Recipe, habits: Habits | None = None, worst_only: bool = False
-) -> list[Memory]:
+def by_stage(job: Job, cluster: Cluster, recipe: Recipe, habits: Habits | None = None) -> list[Memory]:
     """Memory of the fullest rank of each stage.
 
     Args:
         habits: of an earlier release of the software, from `habits.HABITS`.
-        worst_only: leaves out stages that cannot be the fullest.
     """
-    how = habits or HABITS[recipe.software]
-    pieces = held(_padded(job.model, recipe.layout.tensor, how), recipe.layout, recipe.software)
-    numbers = _candidates(pieces, recipe.layout.schedule) if worst_only else range(len(pieces))
-    runtime = cluster.accelerator.runtime_memory.value
-    room = cluster.accelerator.memory.value - runtime
-    return [_stage(job, recipe, pieces[stage], stage, how, runtime, room) for stage in numbers]
+    asked, how = _asked(job, cluster, recipe), habits or HABITS[recipe.software]
+    pieces = _pieces(asked, how)
+    return [_stage(asked, pieces[stage], stage, how) for stage in range(len(pieces))]
+
+
+class _Asked(NamedTuple):
+    """All that memory depends on: a key for what was worked out before."""
+
+    shape: ModelShape
+    sequence_length: int
+    micro_sequences: int
+    microbatches: int
+    layout: Layout
+    software: str
+    precision: Literal["fp32", "bf16", "fp8", "nvfp4"]
+    recompute: str
+    compiled: bool
+    state_bits: int
+    exchange: Literal["fp32", "bf16"]
+    runtime: float
+    room: float
+
+
+def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
+    chip = cluster.accelerator
+    runtime = chip.runtime_memory.value
+    return _Asked(
+        job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.accumulation, recipe.layout,
+        recipe.software, recipe.precision, recipe.recompute, recipe.compile, recipe.optimizer.state_bits,
+        recipe.exchange.dtype, runtime, chip.memory.value - runtime,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def _fullest(asked: _Asked, how: Habits) -> Memory:
+    pieces = _pieces(asked, how)
+    # Earlier stages have more microbatches in flight, so of those that hold as much the first is the fullest.
+    first = dict.fromkeys(((piece.whole, len(piece.layers)) for piece in pieces), 0)
+    numbers = {next(n for n, p in enumerate(pieces) if (p.whole, len(p.layers)) == kind) for kind in first}
+    stages = (_stage(asked, pieces[number], number, how) for number in sorted(numbers | {len(pieces) - 1}))
+    return max(stages, key=lambda used: used.peak)
+
+
+def _pieces(asked: _Asked, how: Habits) -> tuple[Held, ...]:
+    return held(_padded(asked.shape, asked.layout.tensor, how), asked.layout, asked.software)
 
 
 @lru_cache(maxsize=1024)
@@ -88,15 +125,6 @@ def _padded(shape: ModelShape, tensor: int, how: Habits) -> ModelShape:
         return shape
     multiple = how.round_vocabulary * tensor
     return shape.model_copy(update={"vocab_size": -(-(shape.vocab_size + 1) // multiple) * multiple})
-
-
-@lru_cache(maxsize=65536)
-def _candidates(pieces: tuple[Held, ...], schedule: str) -> tuple[int, ...]:
-    """The first stage of each kind, as earlier ones have more microbatches in flight; and the last."""
-    first: dict[tuple[int, int], int] = {}
-    for number, piece in enumerate(pieces):
-        first.setdefault((piece.whole, len(piece.layers)), number)
-    return tuple(sorted({*first.values(), len(pieces) - 1}))
 
 
 def in_flight(layout: Layout, stage: int, microbatches: int) -> float:
@@ -117,29 +145,29 @@ def in_flight(layout: Layout, stage: int, microbatches: int) -> float:
     return min(microbatches, stages if layout.schedule in ("zero_bubble", "zbv") else stages - stage)
 
 
-def _stage(job: Job, recipe: Recipe, piece: Held, stage: int, how: Habits, runtime: float, room: float) -> Memory:
+def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
     """Memory of one stage of other software, or of a layout that this trainer does not run yet."""
-    shape, layout, precision = job.model, recipe.layout, recipe.precision
+    shape, layout, precision = asked.shape, asked.layout, asked.precision
     e = ELEMENT_BYTES[precision]
-    fixed = states(piece, recipe.software, precision, layout.zero, recipe.optimizer.state_bits)
+    fixed = states(piece, asked.software, precision, layout.zero, asked.state_bits)
     stream = layout.tensor if layout.sequence_parallel else 1
     split = Split(layout.tensor, stream, layout.context)
-    tokens = recipe.batch.micro_sequences * job.sequence_length / layout.context
+    tokens = asked.micro_sequences * asked.sequence_length / layout.context
     dense = shape.layers if shape.experts is None else shape.experts.dense_layers
-    asked = (job.sequence_length, precision, recipe.recompute, recipe.compile, split, how)
+    way = (asked.sequence_length, precision, asked.recompute, asked.compiled, split, how)
     sparse = sum(layer >= dense for layer in piece.layers)
-    kinds = [(number, block(shape, is_sparse, *asked))
+    kinds = [(number, block(shape, is_sparse, *way))
              for number, is_sparse in ((len(piece.layers) - sparse, False), (sparse, True)) if number]  # fmt: skip
     one = tokens * sum(number * kind.kept for number, kind in kinds)
-    kept = in_flight(layout, stage, recipe.accumulation) * one
+    kept = in_flight(layout, stage, asked.microbatches) * one
     again = tokens * max((kind.full - kind.kept for _, kind in kinds), default=0.0)
     working = tokens * max((kind.working for _, kind in kinds), default=0.0)
     is_last = piece.head > 0
     vocab = piece.head / shape.hidden
     ending = tokens * e * shape.hidden * (1 / stream + (1.0 if how.gathered else 1 / stream)) if is_last else 0.0
-    logits = tokens * vocab * _logit_bytes(how, layout.tensor, recipe.compile)
-    moved = _buffers(recipe, piece, fixed, how, e)
-    crossing = tokens * e * shape.hidden * _crossing(layout, stage, recipe.accumulation, how, stream)
+    logits = tokens * vocab * _logit_bytes(how, layout.tensor, asked.compiled)
+    moved = _buffers(asked, piece, fixed, how, e)
+    crossing = tokens * e * shape.hidden * _crossing(layout, stage, asked.microbatches, how, stream)
     at_head = moved.head + tokens * e * (vocab + 2 * shape.hidden / (1 if how.gathered else stream)) if is_last else 0.0
     allocated = (
         fixed.parameters
@@ -160,9 +188,9 @@ def _stage(job: Job, recipe: Recipe, piece: Held, stage: int, how: Habits, runti
         activations=kept + ending,
         logits=logits,
         communication=moved.shown + crossing,
-        runtime=runtime + how.fixed_bytes,
-        peak=allocated + runtime,
-        reserved=_reserved(allocated, how.allocator[recipe.compile], room) + runtime,
+        runtime=asked.runtime + how.fixed_bytes,
+        peak=allocated + asked.runtime,
+        reserved=_reserved(allocated, how.allocator[asked.compiled], asked.room) + asked.runtime,
     )
 
 
@@ -207,11 +235,11 @@ class _Moved:
     shown: float
 
 
-def _buffers(recipe: Recipe, piece: Held, fixed: States, how: Habits, e: int) -> _Moved:
-    layout = recipe.layout
+def _buffers(asked: _Asked, piece: Held, fixed: States, how: Habits, e: int) -> _Moved:
+    layout = asked.layout
     several = layout.data_ranks * layout.context > 1
-    if recipe.software in FSDP and layout.zero == 3:
-        return _gathered(recipe, piece, fixed, e)
+    if asked.software in FSDP and layout.zero == 3:
+        return _gathered(asked, piece, fixed, e)
     buckets = how.buckets * piece.whole * several + how.bucket_bytes * several
     made = e * piece.matrices if how.weight_gradients else 0.0
     steady = fixed.gradients + buckets + made
@@ -226,26 +254,26 @@ def _buffers(recipe: Recipe, piece: Held, fixed: States, how: Habits, e: int) ->
     return _Moved(steady, head, inside, end, 0.0, max(steady, end, steady + head) - fixed.gradients)
 
 
-def _gathered(recipe: Recipe, piece: Held, fixed: States, e: int) -> _Moved:
+def _gathered(asked: _Asked, piece: Held, fixed: States, e: int) -> _Moved:
     """FSDP2: two blocks are gathered at a time, or all of the stage where it keeps them or is part of a pipeline.
 
     A pipeline reduces gradients after the last microbatch alone; until then a stage adds them up whole, in fp32.
     """
-    layout, layers = recipe.layout, len(piece.layers)
-    exchange = ELEMENT_BYTES[recipe.exchange.dtype]
+    layout, layers = asked.layout, len(piece.layers)
+    exchange = ELEMENT_BYTES[asked.exchange]
     all_of_them = layout.pipeline > 1 or not layout.reshard_after_forward
     alive = piece.whole - piece.root if all_of_them else min(2, layers) * piece.block
     gathered = float(e * (piece.root + alive))
-    if layout.pipeline > 1 and recipe.accumulation > 1:
+    if layout.pipeline > 1 and asked.microbatches > 1:
         whole = float(exchange * piece.whole)
         shown = gathered + whole
         end = shown + fixed.gradients
         return _Moved(gathered + whole, 0.0, float(e * piece.block), end, 0.0, shown)
-    kept = fixed.gradients if recipe.accumulation > 1 else 0.0
+    kept = fixed.gradients if asked.microbatches > 1 else 0.0
     inside = float((e + exchange) * piece.block)
     end = e * (2 * piece.root + piece.block) + exchange * (piece.root + piece.root_shard)
     # torch.optim's grouped update writes one temporary as large as the parameters.
-    step = 0.0 if recipe.compile else fixed.parameters
+    step = 0.0 if asked.compiled else fixed.parameters
     return _Moved(
         gathered + kept, float(e * piece.head), inside, fixed.gradients + end, step, max(gathered + inside, end)
     )
@@ -260,7 +288,9 @@ def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     kept = tokens * activation_bytes_per_token(job.model, job.sequence_length, element, recipe.recompute, is_cpu)
     # With recomputation one block at a time is there in full; in either case so are its own gradients.
     inside = block_activation_bytes_per_token(job.model, job.sequence_length, element, is_cpu) * tokens
-    in_block = kept + (inside if recipe.recompute == "full" else 0) + working_bytes_per_token(job.model, element) * tokens
+    in_block = (
+        kept + (inside if recipe.recompute == "full" else 0) + working_bytes_per_token(job.model, element) * tokens
+    )
     logits = logits_bytes(job.model, tokens, element, is_cpu)
     fixed = 4.0 * total.shard
     piece = held(job.model, recipe.layout, "thrifty")[0]
@@ -336,8 +366,13 @@ def _moments(total: Counts, recipe: Recipe, element: int) -> _Moments:
 
 
 def interval(software: str) -> tuple[float, float]:
-    """Factors that hold 80% of measured over predicted peaks, on model sizes that no constant has seen."""
-    return memory_constants.INTERVAL.get(software, constants.ACTIVATION_INTERVAL)
+    """Factors that hold 80% of measured over predicted peaks, on model sizes that no constant has seen.
+
+    Software without public measurements gets the widest that was found.
+    """
+    found = memory_constants.INTERVAL
+    widest = (min(low for low, _ in found.values()), max(high for _, high in found.values()))
+    return found.get(software, widest)
 
 
 def capacity_bytes(cluster: Cluster, ranks: int) -> float:

@@ -13,4 +13,8 @@ FITTED: Final[dict[str, dict[str, Any]]] = {
     "torchtitan": {"fixed_bytes": 0, "eager": 1.133, "compiled": 1.059},
 }
 # Measured over predicted: the middle 80% on model sizes that a fit has not seen.
-INTERVAL: Final[dict[str, tuple[float, float]]] = {"megatron": (0.99, 1.01), "nanotron": (0.913, 1.115), "torchtitan": (0.951, 1.058)}
+INTERVAL: Final[dict[str, tuple[float, float]]] = {
+    "megatron": (0.99, 1.01),
+    "nanotron": (0.913, 1.115),
+    "torchtitan": (0.951, 1.058),
+}
