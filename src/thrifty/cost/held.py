@@ -93,8 +93,8 @@ def states(piece: Held, software: str, precision: str, zero: int, state_bits: in
     moments = 2 * (state_bits / 8 + (SCALE_BYTES if state_bits < 16 else 0))
     parameter, gradient, beside = 4.0, 4.0, 0.0
     if software not in FSDP and precision != "fp32":
-        parameter, gradient, beside = (2.0, 2.0, 8.0) if software == "deepspeed" else (2.0, 4.0, 4.0)
-    # DeepSpeed's zero 2 keeps the 16-bit gradients of its buckets whole, and adds them up in the fp32 shard.
+        # DeepSpeed below zero 3 keeps 16-bit gradients whole, and adds them up in an fp32 shard.
+        parameter, gradient, beside = (2.0, 2.0, 8.0) if software == "deepspeed" and zero < 3 else (2.0, 4.0, 4.0)
     whole_gradients = zero < (3 if software == "deepspeed" else 2)
     return States(
         parameters=parameter * (piece.shard if zero == 3 else piece.whole),
