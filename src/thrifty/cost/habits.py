@@ -54,7 +54,7 @@ class Habits:
 
 
 _FACTS: Final = {
-    "thrifty": Habits("own code, and tests that count what autograd keeps"),
+    "thrifty": Habits("own code, and tests that count what autograd keeps", inner=3, kept_stages=True),
     # cross_entropy(logits.float()): the bf16 logits, whose place the allocator keeps, then in fp32 log-probabilities,
     # their gradient, and the logits'; DTensor's loss-parallel log-softmax writes each step to a tensor of its own.
     # Compiled, all but the bf16 logits and their gradient are fused away (compiled since 2025-01).

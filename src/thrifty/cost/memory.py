@@ -165,16 +165,22 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
     is_last = piece.head > 0
     vocab = piece.head / shape.hidden
     ending = tokens * e * shape.hidden * (1 / stream + (1.0 if how.gathered else 1 / stream)) if is_last else 0.0
-    logits = tokens * vocab * _logit_bytes(how, layout.tensor, asked.compiled)
+    if asked.software == "thrifty":
+        logits = logits_bytes(shape, int(tokens), e, False) * vocab / shape.vocab_size
+        at_loss = logits + 4.0 * piece.head  # the head's gradient is summed in fp32 over the chunks
+    else:
+        logits = at_loss = tokens * vocab * _logit_bytes(how, layout.tensor, asked.compiled)
     moved = _buffers(asked, piece, fixed, how, e)
     crossing = tokens * e * shape.hidden * _crossing(layout, stage, asked.microbatches, how, stream)
-    at_head = moved.head + tokens * e * (vocab + 2 * shape.hidden / (1 if how.gathered else stream)) if is_last else 0.0
+    at_head = 0.0
+    if is_last and asked.software != "thrifty":
+        at_head = moved.head + tokens * e * (vocab + 2 * shape.hidden / (1 if how.gathered else stream))
     allocated = (
         fixed.parameters
         + fixed.optimizer
         + crossing
         + max(
-            moved.steady + kept + ending + max(logits, at_head),
+            moved.steady + kept + ending + max(at_loss, at_head),
             moved.steady + moved.block + kept + ending + again + working,
             moved.end,
             fixed.gradients + moved.step,
