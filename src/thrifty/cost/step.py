@@ -78,8 +78,8 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     layers = max(1, -(-job.model.layers // layout.pipeline))
     exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, times, rank)
 
-    held = sum(unit.elements * unit.number for unit in units(job.model, layout))
-    owned = sum(unit.shard * unit.number for unit in units(job.model, layout)) if layout.zero else held
+    held = sum(unit.elements * unit.number for unit in units(job.model, layout, recipe.software))
+    owned = sum(unit.shard * unit.number for unit in units(job.model, layout, recipe.software)) if layout.zero else held
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
     tensors = counts(job.model, layout.shard).tensors / layout.pipeline
     updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
@@ -173,7 +173,7 @@ def _parameter_handling(job: Job, recipe: Recipe, rank: Rank) -> float:
         cast = 2 * 6 * held.in_matmuls if element == 2 else 0  # weights to bf16, their gradients back
         added = 12 * held.total if recipe.accumulation > 1 else 0
         return (cast + added) / rank.bandwidth
-    found = units(job.model, layout)
+    found = units(job.model, layout, recipe.software)
     size = sum(unit.elements * unit.number for unit in found)
     if layout.zero < 3 or layout.shard == 1:
         # 16-bit weights are there as the products read them; gradients are added up in place.

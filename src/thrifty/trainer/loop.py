@@ -347,7 +347,9 @@ def _bill(run: Run) -> Bill:
     run.memory["communication"] = run.memory.get("communication", 0) + run.meter.traffic.largest_buffer_bytes
     # The rest of the peak: interpreter, libraries, temporaries of single operations, and what the allocator keeps.
     run.memory["runtime"] = max(0.0, peak - sum(run.memory.values()))
-    *largest, peak_bytes = world.max(*(run.memory.get(name, 0.0) for name in MEMORY_TERMS), peak)
+    *largest, peak_bytes, reserved_bytes = world.max(
+        *(run.memory.get(name, 0.0) for name in MEMORY_TERMS), peak, memory.reserved_bytes(world.device)
+    )
     return run.meter.bill(
         steps=max(1, run.step),
         tokens=run.tokens,
@@ -355,6 +357,7 @@ def _bill(run: Run) -> Bill:
         evaluated_tokens=run.evaluated_tokens,
         memory=dict(zip(MEMORY_TERMS, largest, strict=True)),
         peak_bytes=peak_bytes,
+        reserved_bytes=reserved_bytes,
         loss=run.loss,
         tokens_in_loss=run.tokens_in_loss,
     )

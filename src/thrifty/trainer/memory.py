@@ -139,9 +139,26 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory held since `reset_peak`: the CUDA allocator's reserved peak, or the peak resident set."""
+    """The most memory held since `reset_peak`: allocated on the GPU and its context, or the peak resident set."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved(device))
+        return int(torch.cuda.max_memory_allocated(device)) + _context_bytes(device)
+    return _resident_bytes()
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """The same as the allocator reserves it; on a CPU there is no difference."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device)) + _context_bytes(device)
+    return _resident_bytes()
+
+
+def _context_bytes(device: torch.device) -> int:
+    """What is in use on the GPU now outside of the allocator: context, kernels, communicators."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - int(torch.cuda.memory_reserved(device)))
+
+
+def _resident_bytes() -> int:
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

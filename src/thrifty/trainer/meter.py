@@ -127,6 +127,7 @@ class Meter:
         evaluated_tokens: float,
         memory: dict[str, float],
         peak_bytes: float,
+        reserved_bytes: float,
         loss: float | None,
         tokens_in_loss: int,
     ) -> Bill:
@@ -151,6 +152,7 @@ class Meter:
         energy_kind: Any = reading.provenance
         how = f"{reading.method}, plus hosts {cluster.host_watts} a device, x PUE {cluster.pue.value:g}"
         clock, counted = "wall clock", "counted"
+        on_cpu = self.world.device.type == "cpu"
         peak_kind = "measured" if cluster.accelerator.kind == "cpu" else "catalogued"
         return Bill(
             maker="measured",
@@ -169,7 +171,10 @@ class Meter:
             peak_memory=measured(
                 peak_bytes,
                 "byte",
-                "peak resident set" if self.world.device.type == "cpu" else "CUDA allocator, reserved",
+                "peak resident set" if on_cpu else "CUDA allocator, allocated, and context",
+            ),
+            reserved_memory=measured(
+                reserved_bytes, "byte", "peak resident set" if on_cpu else "CUDA allocator, reserved, and context"
             ),
             link_bytes={
                 link: measured(self.ledger()["link_bytes"].get(link, 0.0), "byte", "counted payloads x ring algorithm")
