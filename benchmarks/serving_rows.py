@@ -247,5 +247,6 @@ _SHAPES: dict[str, dict] = {  # type: ignore[type-arg]
     },
     "palm-8b": _PALM | {"layers": 32, "hidden": 4096, "heads": 16, "ffn": 16384},
     "palm-62b": _PALM | {"layers": 64, "hidden": 8192, "heads": 32, "ffn": 32768},
-    "palm-540b": _PALM | {"layers": 118, "hidden": 18432, "heads": 48, "ffn": 73728},
+    # Its 48 heads were padded to 64 to be shared among chips (Pope et al. 2022, arXiv:2211.05102).
+    "palm-540b": _PALM | {"layers": 118, "hidden": 18432, "heads": 64, "ffn": 73728},
 }  # fmt: skip

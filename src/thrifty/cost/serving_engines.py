@@ -15,6 +15,7 @@ class Engine:
         kv_read: the same of cached keys and values.
         matmul: share of peak that products reach, by rate (`bf16`, `fp8`, `fp4`).
         prefill_attention: share of the 16-bit peak that a prompt's attention reaches.
+        expert_variety: share of tokens that choose their experts on their own; the rest choose alike, which touches fewer.
         expert_read: factor on the time to read routed experts: the fullest rank, and small scattered products.
         expert_math: factor on the time of their products.
         stream_passes: times that a token's vector of width `hidden` is read or written in a layer beside products.
@@ -37,6 +38,7 @@ class Engine:
     kv_read: float
     matmul: dict[str, float]
     prefill_attention: float
+    expert_variety: float
     expert_read: float
     expert_math: float
     stream_passes: float

@@ -176,7 +176,7 @@ def step(
     own_flops[wide_rate] += 2 * sampled * held.head / group
     products = own_bytes / (bandwidth * engine.weight_read) + sum(own_flops[n] / reach[n] for n in reach)
 
-    touched = experts_touched(held.count, held.active, tokens)
+    touched = experts_touched(held.count, held.active, max(1.0, tokens * engine.expert_variety))
     expert_bytes = held.routed_layers * held.expert * touched * wide / group
     expert_flops = 2 * tokens * held.routed_layers * held.active * held.expert / group
     experts = engine.expert_read * expert_bytes / (bandwidth * engine.weight_read)
