@@ -20,6 +20,7 @@ from pathlib import Path
 from thrifty.cost import serving, serving_step
 from thrifty.cost.serving import Traffic
 from thrifty.cost.serving_engines import Engine, Power
+from thrifty.spec.errors import ThriftyError
 
 from serving_rows import Case, Skipped, cases
 
@@ -94,10 +95,11 @@ def _splits(case: Case) -> list[Case]:
     found = []
     for tensor in (n for n in range(1, devices + 1) if devices % n == 0):
         one = replace(case, any_split=False, deployment=replace(case.deployment, tensor=tensor, replicas=devices // tensor))
-        traffic = Traffic(one.input_tokens or 0.0, one.output_tokens)
-        free = serving.free_bytes(one.shape, one.cluster, one.deployment, FITTED.engines[one.engine])
-        if free * tensor > serving.kv_bytes_per_token(one.shape, one.deployment.kv) * traffic.input_tokens:
-            found.append(one)
+        try:
+            serving.most_sequences(one.shape, one.cluster, one.deployment, FITTED.engines[one.engine], Traffic(1, 1))
+        except ThriftyError:
+            continue  # these devices are too few for one copy
+        found.append(one)
     return found
 
 

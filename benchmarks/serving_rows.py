@@ -114,7 +114,9 @@ def _throughput(row: dict[str, str]) -> Case:
     kv = "fp8" if weights in ("fp8", "nvfp4") else "bf16"
     return Case(
         table=G1, id=row["id"], family=_family(row["model"]), hardware=row["gpu"], shape=shape_of(row["model"]),
-        cluster=cluster_of(row["gpu"], devices), deployment=Deployment(tensor=devices, weights=weights, kv=kv),
+        cluster=cluster_of(row["gpu"], devices),
+        # The TPU rows share out the cache of PaLM's single head by sequence; the GPU engines copy it.
+        deployment=Deployment(tensor=devices, weights=weights, kv=kv, cache_by_sequence=row["gpu"].startswith("TPU")),
         engine="vllm" if "vLLM" in what else "tensorrt-llm", phase=phase, input_tokens=incoming,
         output_tokens=outgoing, batch=batch, any_split=mlperf, measured=measured,
     )  # fmt: skip

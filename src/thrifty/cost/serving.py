@@ -10,13 +10,14 @@ and a sequence has input + output / 2 tokens cached on average. Without a batch,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from thrifty.cost import energy
 from thrifty.cost.serving_engines import Engine
 from thrifty.cost.serving_fit import ENGINES, POWER
-from thrifty.cost.serving_shape import kv_bytes_per_token, kv_copies
-from thrifty.cost.serving_step import Deployment, Step, check, step, watts, weight_bytes
+from thrifty.cost.serving_shape import cached_tokens
+from thrifty.cost.serving_step import Deployment, Step, cache_bytes_per_token, check, step, watts, weight_bytes
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.job import ModelShape
@@ -110,37 +111,50 @@ def tokens_per_check(length: int, acceptance: float) -> float:
     return float((1 - acceptance ** (length + 1)) / (1 - acceptance))
 
 
-def free_bytes(shape: ModelShape, cluster: Cluster, deployment: Deployment, engine: Engine) -> float:
-    """Bytes of one device that are left for the cache; negative where the weights do not fit."""
+def usable_bytes(cluster: Cluster, engine: Engine) -> float:
+    """Bytes of one device for weights and cache."""
     chip = cluster.accelerator
-    held = weight_bytes(shape, deployment) / deployment.group
-    return chip.memory.value * engine.memory_share - chip.runtime_memory.value - held
+    return chip.memory.value * engine.memory_share - chip.runtime_memory.value
 
 
 def most_sequences(
-    shape: ModelShape, cluster: Cluster, deployment: Deployment, engine: Engine, traffic: Traffic
+    shape: ModelShape,
+    cluster: Cluster,
+    deployment: Deployment,
+    engine: Engine,
+    traffic: Traffic,
+    speculation: Speculation | None = None,
 ) -> tuple[float, str]:
-    """Sequences that all replicas hold at a time, and what sets the number.
+    """Sequences that all replicas hold at a time, and what sets the number: `memory` or `engine`.
 
     Raises:
         ThriftyError: the weights, or one sequence, do not fit; says how many devices would do.
     """
-    free = free_bytes(shape, cluster, deployment, engine) * deployment.group
     tokens = traffic.input_tokens + engine.reserved_output * traffic.output_tokens
-    each = kv_bytes_per_token(shape, deployment.kv) * kv_copies(shape, deployment.tensor) * tokens
+    each = cache_bytes_per_token(shape, deployment) * cached_tokens(shape, tokens)
+    held = weight_bytes(shape, deployment)
+    if speculation is not None:
+        draft = draft_deployment(deployment)
+        each += cache_bytes_per_token(speculation.draft, draft) * cached_tokens(speculation.draft, tokens)
+        held += weight_bytes(speculation.draft, draft) * deployment.data
+    usable = usable_bytes(cluster, engine)
+    free = usable * deployment.group - held
     if free < each:
-        needed = weight_bytes(shape, deployment) + each
-        per_device = cluster.accelerator.memory.value * engine.memory_share - cluster.accelerator.runtime_memory.value
         what = (
             f"{shape.name} in {deployment.weights} with one sequence of {tokens:,.0f} tokens takes "
-            f"{needed / 2**30:,.0f} GiB, and {deployment.group} x {cluster.accelerator.name} hold "
-            f"{per_device * deployment.group / 2**30:,.0f} GiB"
+            f"{(held + each) / 2**30:,.0f} GiB, and {deployment.group} x {cluster.accelerator.name} hold "
+            f"{usable * deployment.group / 2**30:,.0f} GiB"
         )
-        hint = f"share it among {-(-needed // per_device):.0f} devices or more, or store fewer bits (--weights, --kv)"
+        hint = f"share it among {math.ceil((held + each) / usable)} devices or more, or store fewer bits: --weights, --kv"
         raise ThriftyError(what, where="--on", hint=hint)
     fits = free / each * deployment.replicas
     most = float(engine.most_sequences * deployment.replicas * deployment.data)
     return (fits, "memory") if fits < most else (most, "engine")
+
+
+def draft_deployment(deployment: Deployment) -> Deployment:
+    """Where a draft runs: beside the large model, split as its attention is, in 16 bits."""
+    return Deployment(deployment.tensor, 1, deployment.data * deployment.replicas)
 
 
 def prefill_seconds(
@@ -165,7 +179,7 @@ def serve(
         ThriftyError: it cannot be laid out so, or does not fit, or the batch exceeds what fits.
     """
     check(shape, cluster, deployment)
-    most, limit = most_sequences(shape, cluster, deployment, engine, traffic)
+    most, limit = most_sequences(shape, cluster, deployment, engine, traffic, speculation)
     batch = most if traffic.batch is None else traffic.batch
     if batch > most:
         what = f"{batch:,.0f} sequences at a time, where {limit} allows {most:,.0f}"
@@ -181,7 +195,7 @@ def serve(
     seconds_per_token = deployment.devices / rate  # of devices
     host = cluster.host_watts.value
     facility = (draw + host) * cluster.pue.value * seconds_per_token
-    kv_bytes = each * context * kv_bytes_per_token(shape, deployment.kv) * kv_copies(shape, deployment.tensor)
+    kv_bytes = each * cached_tokens(shape, context) * cache_bytes_per_token(shape, deployment)
     return Served(
         batch=batch,
         most=most,
@@ -194,7 +208,7 @@ def serve(
         step=one,
         weight_bytes=weight_bytes(shape, deployment) / deployment.group,
         kv_bytes=kv_bytes / deployment.group,
-        free_bytes=free_bytes(shape, cluster, deployment, engine),
+        free_bytes=usable_bytes(cluster, engine) - weight_bytes(shape, deployment) / deployment.group,
         device_watts=draw,
         joules_per_token=draw * seconds_per_token,
         facility_joules_per_token=facility,
@@ -222,10 +236,11 @@ def _cycle(
     checked = step(
         shape, cluster, deployment, engine, prompt_tokens=prompt_tokens, tokens_each=proposed, **load
     )  # fmt: skip
-    small = Deployment(deployment.tensor, 1, deployment.data * deployment.replicas)
-    # The draft reads the prompts too: a share of them in each of its steps.
+    # Its replicas are the groups that share the large model's experts. It reads the prompts too, a share in each step.
+    small = {**load, "sequences": sequences / deployment.data}
+    reading = prompt_tokens / speculation.length / deployment.data
     drafted = step(
-        speculation.draft, cluster, small, engine, prompt_tokens=prompt_tokens / speculation.length, **load
+        speculation.draft, cluster, draft_deployment(deployment), engine, prompt_tokens=reading, **small
     )  # fmt: skip
     return _sum(checked, drafted, speculation.length)
 

@@ -46,6 +46,8 @@ class Deployment:
         weights: storage format of all matrices but the head (`serving_shape.STORED_BITS`).
         attention_weights: of the attention's projections where they are kept wider; empty = as `weights`.
         kv: storage format of the cache.
+        cache_by_sequence: devices of a group that are more than there are key/value heads hold the cache of different
+            sequences instead of copies (Pope et al. 2022, arXiv:2211.05102, section 3.3).
     """
 
     tensor: int = 1
@@ -54,6 +56,7 @@ class Deployment:
     weights: str = "bf16"
     attention_weights: str = ""
     kv: str = "bf16"
+    cache_by_sequence: bool = False
 
     @property
     def group(self) -> int:
@@ -126,6 +129,12 @@ def check(shape: ModelShape, cluster: Cluster, deployment: Deployment) -> None:
         raise ThriftyError(what, where="data", hint="use replicas for whole copies")
 
 
+def cache_bytes_per_token(shape: ModelShape, deployment: Deployment) -> float:
+    """Bytes that one cached token takes on all devices of its replica, copies included."""
+    copies = 1.0 if deployment.cache_by_sequence else kv_copies(shape, deployment.tensor)
+    return kv_bytes_per_token(shape, deployment.kv) * copies
+
+
 def weight_bytes(shape: ModelShape, deployment: Deployment) -> float:
     """Bytes of all weights of one replica; the attention, dense parts and head once for each data group."""
     held, wide = matrices(shape), STORED_BITS[deployment.weights] / 8
@@ -182,8 +191,7 @@ def step(
     experts = engine.expert_read * expert_bytes / (bandwidth * engine.weight_read)
     experts += engine.expert_math * expert_flops / reach[rate]
 
-    each = kv_bytes_per_token(shape, deployment.kv) * kv_copies(shape, deployment.tensor) / group
-    cache_bytes = sequences * cached_tokens(shape, context) * each
+    cache_bytes = sequences * cached_tokens(shape, context) * cache_bytes_per_token(shape, deployment) / group
     cache = cache_bytes / (bandwidth * engine.kv_read)
     score_flops = prompt_tokens * score_flops_per_key(shape) * cached_tokens(shape, prompt / 2) / group
     prompts = score_flops / (peaks[wide_rate] * engine.prefill_attention)
