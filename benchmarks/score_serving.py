@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from thrifty.cost import serving
@@ -26,23 +26,9 @@ from thrifty.cost.serving_shape import STORED_BITS, kv_bytes_per_token, matrices
 from thrifty.spec.errors import ThriftyError
 
 from fit_serving import FITTED, Constants, left_out, predict
-from serving_rows import G1, G2, Case, Skipped, cases
+from serving_rows import G1, G2, Case, Row, Skipped, cases
 
 NULL_LOAD = 0.72  # of TDP
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured figure beside its prediction and the interval meant to hold four fifths of such figures."""
-
-    id: str
-    group: str
-    quantity: str
-    measured: float
-    predicted: float
-    low: float
-    high: float
-    null: float
 
 
 def score(folder: Path) -> tuple[dict[str, list[Row]], list[Skipped]]:
@@ -109,10 +95,10 @@ def _roofline(case: Case) -> dict[str, float]:
 
 def _with_null(rows: list[Row]) -> list[Row]:
     """Gives the roofline its constant; watts have none to give."""
-    constant = statistics.median(row.measured / row.null for row in rows)
     if rows[0].quantity == "watts":
-        constant = 1.0
-    return [replace(row, null=row.null * constant) for row in rows]
+        return rows
+    constant = statistics.median(row.measured / (row.null or row.measured) for row in rows)
+    return [replace(row, null=(row.null or 0.0) * constant) for row in rows]
 
 
 def summary(rows: Iterable[Row]) -> dict[str, float]:
@@ -127,7 +113,7 @@ def summary(rows: Iterable[Row]) -> dict[str, float]:
         "worst": max(signed, key=abs),
         "bias": statistics.median(signed),
         "coverage": statistics.mean(row.low <= row.measured <= row.high for row in rows),
-        "null_mape": statistics.mean(abs(row.null / row.measured - 1) for row in rows),
+        "null_mape": statistics.mean(abs((row.null or 0.0) / row.measured - 1) for row in rows),
     }
 
 

@@ -54,6 +54,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A measured or published figure beside its prediction.
+
+    Attributes:
+        low: `low` to `high` is meant to hold four fifths of such figures.
+        null: what a trivial model says, fitted to the rows that it is scored on; none where there is no such model.
+    """
+
+    id: str
+    group: str
+    quantity: str
+    measured: float
+    predicted: float
+    low: float
+    high: float
+    null: float | None = None
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A row that is not scored, and why."""
 

@@ -233,14 +233,15 @@ def _cycle(
     if speculation is None:
         return step(shape, cluster, deployment, engine, prompt_tokens=prompt_tokens, **load)
     proposed = 1.0 + speculation.length
+    made = tokens_per_check(speculation.length, speculation.acceptance)
     checked = step(
-        shape, cluster, deployment, engine, prompt_tokens=prompt_tokens, tokens_each=proposed, **load
+        shape, cluster, deployment, engine, prompt_tokens=prompt_tokens, tokens_each=proposed, made_each=made, **load
     )  # fmt: skip
     # Its replicas are the groups that share the large model's experts. It reads the prompts too, a share in each step.
     small = {**load, "sequences": sequences / deployment.data}
     reading = prompt_tokens / speculation.length / deployment.data
     drafted = step(
-        speculation.draft, cluster, draft_deployment(deployment), engine, prompt_tokens=reading, **small
+        speculation.draft, cluster, draft_deployment(deployment), engine, prompt_tokens=reading, made_each=0.0, **small
     )  # fmt: skip
     return _sum(checked, drafted, speculation.length)
 

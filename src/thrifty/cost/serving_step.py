@@ -157,6 +157,7 @@ def step(
     prompt_tokens: float,
     prompt: float,
     tokens_each: float = 1.0,
+    made_each: float = 1.0,
 ) -> Step:
     """Prices one step of one replica.
 
@@ -165,7 +166,8 @@ def step(
         context: tokens that they have cached on average.
         prompt_tokens: read of new prompts in this step, together.
         prompt: length of a whole prompt, for its attention.
-        tokens_each: of a sequence that go through the model in this step: more than 1 to verify a draft.
+        tokens_each: of a sequence that go through the model in this step: more than 1 to check a draft.
+        made_each: of these, tokens that leave the engine; 0 for the steps of a draft, which the host does not see.
     """
     chip, held, group = cluster.accelerator, matrices(shape), deployment.group
     peaks = {name: figure.value for name, figure in chip.peak_flops.items()}
@@ -205,7 +207,7 @@ def step(
     latency, communication = _joining(shape, cluster, deployment, engine, tokens)
     busy = products + experts + cache + prompts + elementwise + sampling
     device = busy + latency + communication
-    host = engine.host_step_seconds + engine.host_sequence_seconds * sampled
+    host = engine.host_step_seconds + engine.host_sequence_seconds * sequences * made_each if made_each else 0.0
     flops = dict(own_flops)
     flops[rate] += expert_flops
     flops[wide_rate] += score_flops
