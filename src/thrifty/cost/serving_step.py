@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from thrifty.cost.constants import ACHIEVABLE_SHARE
 from thrifty.cost.serving_engines import Engine, Power
 from thrifty.cost.serving_shape import (
     KV_BITS,
@@ -29,7 +30,7 @@ from thrifty.cost.serving_shape import (
     rate_name,
     score_flops_per_key,
 )
-from thrifty.spec.cluster import Cluster
+from thrifty.spec.cluster import Accelerator, Cluster
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
 
@@ -173,8 +174,7 @@ def step(
     peaks = {name: figure.value for name, figure in chip.peak_flops.items()}
     rate, wide_rate = rate_name(deployment.weights, peaks), rate_name("bf16", peaks)
     attention_rate = rate_name(deployment.attention_weights or deployment.weights, peaks)
-    reach = {name: peaks[name] * engine.matmul["bf16" if name == "fp16" else name] for name in {rate, wide_rate}}
-    reach[attention_rate] = peaks[attention_rate] * engine.matmul["bf16" if attention_rate == "fp16" else attention_rate]
+    reach = {name: _best_flops(chip, name) * engine.matmul[_constant(name)] for name in {rate, wide_rate, attention_rate}}
     bandwidth = chip.memory_bandwidth.value
     tokens = sequences * tokens_each + prompt_tokens
     sampled = sequences * tokens_each
@@ -196,7 +196,7 @@ def step(
     cache_bytes = sequences * cached_tokens(shape, context) * cache_bytes_per_token(shape, deployment) / group
     cache = cache_bytes / (bandwidth * engine.kv_read)
     score_flops = prompt_tokens * score_flops_per_key(shape) * cached_tokens(shape, prompt / 2) / group
-    prompts = score_flops / (peaks[wide_rate] * engine.prefill_attention)
+    prompts = score_flops / (_best_flops(chip, wide_rate) * engine.prefill_attention)
 
     inner = shape.ffn if shape.experts is None else shape.experts.ffn * (shape.experts.active + shape.experts.shared)
     streamed = engine.stream_passes * shape.hidden / deployment.data + engine.inner_passes * inner / group
@@ -217,6 +217,22 @@ def step(
         products, experts, cache, prompts, elementwise, sampling, latency, communication, host, device, busy, total,
         moved, flops,
     )  # fmt: skip
+
+
+def _constant(rate: str) -> str:
+    return "bf16" if rate == "fp16" else rate
+
+
+def _best_flops(chip: Accelerator, rate: str) -> float:
+    """The best that any product was measured to reach; where nobody measured, the usual share of peak.
+
+    A rate that nobody measured is taken to fall as short of its peak as the 16-bit one does.
+    """
+    peak = chip.peak_flops[rate].value
+    for name in (rate, "bf16"):
+        if name in chip.achievable_flops and name in chip.peak_flops:
+            return peak * chip.achievable_flops[name].value / chip.peak_flops[name].value
+    return peak * ACHIEVABLE_SHARE
 
 
 def _joining(
