@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from serving_rows import Case, Skipped, cases
 from thrifty.cost import serving, serving_step
 from thrifty.cost.serving import Traffic
 from thrifty.cost.serving_engines import Engine, Power
 from thrifty.spec.errors import ThriftyError
-
-from serving_rows import Case, Skipped, cases
 
 TARGET = Path(__file__).resolve().parents[1] / "src" / "thrifty" / "cost" / "serving_fit.py"
 ENGINES = ("vllm", "tensorrt-llm")
@@ -30,7 +29,8 @@ ENGINES = ("vllm", "tensorrt-llm")
 # Name: (where the fit starts and what the prior is centred on, prior's spread as a logarithm).
 START: dict[str, tuple[float, float]] = {
     "weight_read": (0.85, 0.08), "kv_read": (0.8, 0.12), "matmul.bf16": (0.8, 0.1), "matmul.fp8": (0.75, 0.1),
-    "matmul.fp4": (0.5, 0.2), "prefill_attention": (0.6, 0.3), "expert_variety": (0.6, 0.3), "expert_read": (1.5, 0.4), "expert_math": (2.0, 0.5),
+    "matmul.fp4": (0.5, 0.2), "prefill_attention": (0.6, 0.3),
+    "expert_variety": (0.6, 0.3), "expert_read": (1.5, 0.4), "expert_math": (2.0, 0.5),
     "stream_passes": (8.0, 0.4), "inner_passes": (2.0, 0.4), "sampling_bytes": (16.0, 0.5),
     "quantised_layer_seconds": (3e-5, 0.7), "routed_layer_seconds": (4e-5, 0.7), "all_reduce_seconds": (9e-6, 0.4),
     "vllm.layer_seconds": (5e-5, 0.7), "vllm.host_step_seconds": (2e-3, 1.0), "vllm.host_sequence_seconds": (4e-5, 1.0),
@@ -94,7 +94,8 @@ def _splits(case: Case) -> list[Case]:
     devices = case.deployment.tensor
     found = []
     for tensor in (n for n in range(1, devices + 1) if devices % n == 0):
-        one = replace(case, any_split=False, deployment=replace(case.deployment, tensor=tensor, replicas=devices // tensor))
+        split = replace(case.deployment, tensor=tensor, replicas=devices // tensor)
+        one = replace(case, any_split=False, deployment=split)
         try:
             serving.most_sequences(one.shape, one.cluster, one.deployment, FITTED.engines[one.engine], Traffic(1, 1))
         except ThriftyError:
@@ -243,8 +244,8 @@ def module(values: dict[str, float], spans: dict[str, dict[str, tuple[float, flo
     lines = [
         '"""Written by benchmarks/fit_serving.py: constants of serving, fitted to public measurements. Do not edit.',
         "",
-        "TensorRT-LLM v1.0 at full load (NVIDIA/TensorRT-LLM docs/source/performance/perf-overview.md) and vLLM by batch,",
-        "with power (ml-energy/leaderboard, 2026-02): H100, B200, GB200; 8B to 405B, one mixture of experts.",
+        "TensorRT-LLM v1.0 at full load (NVIDIA/TensorRT-LLM docs/source/performance/perf-overview.md) and vLLM by",
+        "batch, with power (ml-energy/leaderboard, 2026-02): H100, B200, GB200; 8B to 405B, one mixture of experts.",
         '"""',
         "",
         "from __future__ import annotations",
@@ -269,7 +270,7 @@ def module(values: dict[str, float], spans: dict[str, dict[str, tuple[float, flo
         "INTERVALS: Final = {",
         *(line for engine in spans for line in _spans(engine, spans[engine])),
         "}",
-        "# Mean prompt of the vLLM runs (LM-Arena chats), in tokens: fitted with the rest, as the source does not give it.",
+        "# Mean prompt of the vLLM runs (LM-Arena chats) in tokens: fitted with the rest, as the source lacks it.",
         f"CHAT_PROMPT_TOKENS: Final = {constants.chat_prompt_tokens:.0f}.0",
         "",
     ]

@@ -21,13 +21,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from serving_rows import Row, Skipped, rows_of
 from thrifty.catalog import lookup
 from thrifty.cost.energy import billed_grams, billed_joules
 from thrifty.cost.params import total_parameters
 from thrifty.spec.job import ModelShape
 from thrifty.spec.load import build
-
-from serving_rows import Row, Skipped, rows_of
 
 TABLE = "e_training_cost_energy_carbon"
 JOULES_PER_MWH = 3.6e9
@@ -87,7 +86,12 @@ def _quantities(raw: dict[str, str]) -> Iterator[Row | Skipped]:
 
 
 def _carbon(
-    raw: dict[str, str], carbon: float, hours: float | None, watts: float | None, pue: float | None, energy: float | None
+    raw: dict[str, str],
+    carbon: float,
+    hours: float | None,
+    watts: float | None,
+    pue: float | None,
+    energy: float | None,
 ) -> Row | Skipped:
     factor = _number(raw, "carbon_kg_per_kWh")
     whole = re.search(r"implied ([\d.]+) kg per kWh-at-TDP incl\. PUE", raw["notes"])

@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fit_serving import FITTED, Constants, left_out, predict
+from serving_rows import G1, G2, Case, Row, Skipped, cases
 from thrifty.cost import serving
 from thrifty.cost.serving_fit import INTERVALS
 from thrifty.cost.serving_shape import STORED_BITS, kv_bytes_per_token, matrices, rate_name
 from thrifty.spec.errors import ThriftyError
-
-from fit_serving import FITTED, Constants, left_out, predict
-from serving_rows import G1, G2, Case, Row, Skipped, cases
 
 NULL_LOAD = 0.72  # of TDP
 

@@ -236,7 +236,9 @@ _DEEPSEEK3 = {
 }  # fmt: skip
 # From the models' config.json on huggingface.co, or for PaLM table 1 of Chowdhery et al. 2022 (arXiv:2204.02311).
 _SHAPES: dict[str, dict] = {  # type: ignore[type-arg]
-    "qwen3-235b-a22b": _QWEN3 | {"layers": 94, "hidden": 4096, "heads": 64, "ffn": 12288, "experts": _routed(128, 8, 1536)},
+    "qwen3-235b-a22b": _QWEN3 | {
+        "layers": 94, "hidden": 4096, "heads": 64, "ffn": 12288, "experts": _routed(128, 8, 1536),
+    },
     "qwen3-30b-a3b": _QWEN3 | {"layers": 48, "hidden": 2048, "heads": 32, "ffn": 6144, "experts": _routed(128, 8, 768)},
     "qwen3-coder-480b-a35b": _QWEN3 | {
         "layers": 62, "hidden": 6144, "heads": 96, "kv_heads": 8, "ffn": 8192, "experts": _routed(160, 8, 2560),

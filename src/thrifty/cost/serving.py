@@ -145,7 +145,8 @@ def most_sequences(
             f"{(held + each) / 2**30:,.0f} GiB, and {deployment.group} x {cluster.accelerator.name} hold "
             f"{usable * deployment.group / 2**30:,.0f} GiB"
         )
-        hint = f"share it among {math.ceil((held + each) / usable)} devices or more, or store fewer bits: --weights, --kv"
+        devices = math.ceil((held + each) / usable)
+        hint = f"share it among {devices} devices or more, or store fewer bits: --weights, --kv"
         raise ThriftyError(what, where="--on", hint=hint)
     fits = free / each * deployment.replicas
     most = float(engine.most_sequences * deployment.replicas * deployment.data)

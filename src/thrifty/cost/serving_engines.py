@@ -13,9 +13,9 @@ class Engine:
         name: as the user writes it.
         weight_read: share of memory bandwidth at which weights are read.
         kv_read: the same of cached keys and values.
-        matmul: share of peak that products reach, by rate (`bf16`, `fp8`, `fp4`).
-        prefill_attention: share of the 16-bit peak that a prompt's attention reaches.
-        expert_variety: share of tokens that choose their experts on their own; the rest choose alike, which touches fewer.
+        matmul: share of the best product of the device that products reach, by rate (`bf16`, `fp8`, `fp4`).
+        prefill_attention: the same of a prompt's attention, in 16 bits.
+        expert_variety: share of tokens that choose their experts on their own; the rest choose alike.
         expert_read: factor on the time to read routed experts: the fullest rank, and small scattered products.
         expert_math: factor on the time of their products.
         stream_passes: times that a token's vector of width `hidden` is read or written in a layer beside products.
@@ -57,7 +57,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """watts = idle + (TDP - idle) x (1 - exp(-x)),  x = awake + busy x share + (joules of bytes and FLOPs) / (TDP - idle).
+    """watts = idle + (TDP - idle) (1 - exp(-x)), x = awake + busy x share + joules/s of bytes and FLOPs / (TDP - idle).
 
     Attributes:
         awake: clocks up, waiting.

@@ -24,7 +24,7 @@ def quote(served: Served, engine: str) -> dict[str, Figure]:
         low, high = (1 / above, 1 / below) if inverse else (below, above)
         return modelled(value, unit, source, low=value * low, high=value * high)
 
-    rate, wait = "tokens_per_second", "itl_seconds"
+    rate, wait, joules = "tokens_per_second", "itl_seconds", "joules_per_token"
     return {
         "batch": figure(served.batch, "1", "sequences at a time, all replicas"),
         "most_sequences": figure(served.most, "1", f"as many as {served.limit} allows"),
@@ -34,10 +34,10 @@ def quote(served: Served, engine: str) -> dict[str, Figure]:
         "tokens_per_second": figure(served.tokens_per_second, "token/s", "batch over the mean step", rate),
         "requests_per_second": figure(served.requests_per_second, "1/s", "tokens/s over output tokens", rate),
         "device_watts": figure(served.device_watts, "W", "idle + span x (1 - exp(-load)), ML.ENERGY", "watts"),
-        "device_energy": figure(served.joules_per_token, "J/token", "watts over tokens/s, devices alone", "joules_per_token"),
-        "energy": figure(served.facility_joules_per_token, "J/token", "with hosts and PUE", "joules_per_token"),
+        "device_energy": figure(served.joules_per_token, "J/token", "watts over tokens/s, devices alone", joules),
+        "energy": figure(served.facility_joules_per_token, "J/token", "with hosts and PUE", joules),
         "usd_per_million": figure(served.usd_per_million, "usd", "device-hours x price", rate, inverse=True),
-        "co2_per_million": figure(served.grams_per_million, "g", "energy x grid intensity", "joules_per_token"),
+        "co2_per_million": figure(served.grams_per_million, "g", "energy x grid intensity", joules),
         "weight_bytes": figure(served.weight_bytes, "byte", "stored matrices, on one device"),
         "kv_bytes": figure(served.kv_bytes, "byte", "cached keys and values, on one device"),
         "free_bytes": figure(served.free_bytes, "byte", "memory left for the cache, on one device"),

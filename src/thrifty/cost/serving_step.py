@@ -1,14 +1,14 @@
 """One step of a serving engine: some sequences each gain a token while parts of new prompts are read.
 
-    products       weight bytes / (bandwidth x share) + 2 x elements x tokens / (peak x share): they hardly overlap
-    experts        the same of the routed ones, over the distinct ones touched, each time with a factor
-    cache          sequences x context x bytes / (bandwidth x share)
-    prompts        causal attention of the new tokens / (16-bit peak x share)
-    elementwise    tokens x layers x 2 bytes x (passes x hidden + passes x inner width / ranks) / bandwidth
-    sampling       sequences x vocabulary x bytes / bandwidth
-    latency        layers x fixed seconds, and two all-reduces each
-    communication  ring all-reduces of the tokens' vectors; with data parallel experts, dispatch and combine
-    host           fixed + seconds a sequence; joined as sqrt(device^2 + host^2), since they overlap in part
+products       weight bytes / (bandwidth x share) + 2 x elements x tokens / (best product x share), one after another
+experts        the same of the routed ones, over the distinct ones touched, each time with a factor
+cache          sequences x context x bytes / (bandwidth x share)
+prompts        causal attention of the new tokens / (best 16-bit product x share)
+elementwise    tokens x layers x 2 bytes x (passes x hidden + passes x inner width / ranks) / bandwidth
+sampling       sequences x vocabulary x bytes / bandwidth
+latency        layers x fixed seconds, and two all-reduces each
+communication  ring all-reduces of the tokens' vectors; with data parallel experts, dispatch and combine
+host           fixed + seconds a sequence; joined as sqrt(device^2 + host^2), since they overlap in part
 """
 
 from __future__ import annotations
@@ -174,14 +174,15 @@ def step(
     peaks = {name: figure.value for name, figure in chip.peak_flops.items()}
     rate, wide_rate = rate_name(deployment.weights, peaks), rate_name("bf16", peaks)
     attention_rate = rate_name(deployment.attention_weights or deployment.weights, peaks)
-    reach = {name: _best_flops(chip, name) * engine.matmul[_constant(name)] for name in {rate, wide_rate, attention_rate}}
+    rates = {rate, wide_rate, attention_rate}
+    reach = {name: _best_flops(chip, name) * engine.matmul[_constant(name)] for name in rates}
     bandwidth = chip.memory_bandwidth.value
     tokens = sequences * tokens_each + prompt_tokens
     sampled = sequences * tokens_each
 
     wide = STORED_BITS[deployment.weights] / 8
     own_bytes = (_attention_bytes(shape, deployment) + held.dense * wide + 2.0 * held.head) / deployment.tensor
-    own_flops = {name: 0.0 for name in reach}
+    own_flops = dict.fromkeys(reach, 0.0)
     own_flops[attention_rate] += 2 * tokens * held.attention / group
     own_flops[rate] += 2 * tokens * held.dense / group
     own_flops[wide_rate] += 2 * sampled * held.head / group

@@ -25,7 +25,7 @@ def deploy(
     shape: ModelShape,
     cluster: Cluster,
     traffic: Traffic,
-    formats: Formats = Formats(),  # noqa: B008 - frozen
+    formats: Formats,
     *,
     tensor: int | None = None,
     speculation: Speculation | None = None,

@@ -57,9 +57,9 @@ class Life:
     def figures(self, spans: tuple[float, float]) -> dict[str, Figure]:
         """Dollars with provenance; `spans` are the factors of the interval of what serving costs."""
         low, high = (self.serving_usd * factor for factor in spans)
-        training = modelled(self.training_usd, "usd", f"FLOPs over peak x MFU x goodput, MFU {USUAL_MFU:.0%} unless given")
+        formula = f"FLOPs over peak x MFU x goodput; MFU {USUAL_MFU:.0%} unless given"
         return {
-            "training_usd": training,
+            "training_usd": modelled(self.training_usd, "usd", formula),
             "serving_usd": modelled(self.serving_usd, "usd", "served tokens x $ a token", low=low, high=high),
             "usd": modelled(
                 self.usd, "usd", "training + serving", low=self.training_usd + low, high=self.training_usd + high
@@ -86,7 +86,7 @@ def life(
     served_tokens: float,
     cluster: Cluster,
     traffic: Traffic,
-    formats: Formats = Formats(),  # noqa: B008 - frozen
+    formats: Formats,
     mfu: float = USUAL_MFU,
 ) -> Life:
     """Prices one model that is trained on `tokens` and then makes `served_tokens` of output.
@@ -129,14 +129,14 @@ def cheapest_life(
     served_tokens: float,
     cluster: Cluster,
     traffic: Traffic,
-    formats: Formats = Formats(),  # noqa: B008 - frozen
+    formats: Formats,
     mfu: float = USUAL_MFU,
 ) -> list[Life]:
     """Sizes in the proportions of `shape` that reach the loss, cheapest over training and serving first.
 
     Raises:
-        ThriftyError: a mixture of experts, which the loss law does not cover; no size reaches the loss, or none of those
-            that do can be served on the cluster.
+        ThriftyError: a mixture of experts, which the loss law does not cover; no size reaches the loss, or none that
+            does can be served on the cluster.
     """
     if shape.experts is not None:
         raise ThriftyError("the loss law is for dense models, not for mixtures of experts", where="--lifetime")

@@ -172,8 +172,8 @@ def _sections(one: ServeTold, width: int) -> Iterator[RenderableType]:
         yield Text()
         yield from _lives(one, one.own, one.served_tokens)
     yield Text()
-    price = one.cluster.price
-    yield Text(f"assumed: {price} a device ({price.date or 'given'}), {one.cluster.grid}, PUE {one.cluster.pue}", style="dim")
+    price, grid, pue = one.cluster.price, one.cluster.grid, one.cluster.pue
+    yield Text(f"assumed: {price} a device ({price.date or 'given'}), {grid}, PUE {pue}", style="dim")
 
 
 _LINES = (
