@@ -16,7 +16,6 @@ from thrifty.cost.serving_fit import INTERVALS
 from thrifty.cost.serving_quote import quote
 from thrifty.cost.serving_shape import STORED_BITS, rate_name
 from thrifty.cost.serving_step import Deployment
-from thrifty.laws import loss as law
 from thrifty.planner.deploy import Formats, deploy
 from thrifty.planner.lifetime import USUAL_MFU, Life, cheapest_life, life
 from thrifty.spec import units
@@ -226,4 +225,4 @@ def _lives(one: ServeTold, own: Life, served_tokens: float) -> Iterator[Renderab
     yield table
     if one.best and one.best[0].usd < own.usd:
         less = 1 - one.best[0].usd / own.usd
-        yield Text(f"{less:.0%} less: training is paid once, every token is paid for; {law.SOURCE}")
+        yield Text(f"{less:.0%} less, by the loss law: training is paid once, serving with every token")
