@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serving_rows import Case, Skipped, cases
+from serving_rows import Case, cases
 from thrifty.cost import serving, serving_step
 from thrifty.cost.serving import Traffic
 from thrifty.cost.serving_engines import Engine, Power
@@ -295,7 +295,7 @@ def main(arguments: list[str]) -> int:
     if len(folders) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    rows = [case for case in cases(Path(folders[0])) if not isinstance(case, Skipped)]
+    rows = [case for case in cases(Path(folders[0])) if isinstance(case, Case)]
     values = fit(used(rows))
     for name, value in values.items():
         print(f"{name:36}{value:12.4g}   prior {START[name][0]:.3g} x/: {math.exp(START[name][1]):.2f}")

@@ -21,12 +21,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving_rows import Row, Skipped, rows_of
+from serving_rows import Row
 from thrifty.catalog import lookup
 from thrifty.cost.energy import billed_grams, billed_joules
 from thrifty.cost.params import total_parameters
 from thrifty.spec.job import ModelShape
 from thrifty.spec.load import build
+from truth import Skipped, rows_of
 
 TABLE = "e_training_cost_energy_carbon"
 JOULES_PER_MWH = 3.6e9
@@ -63,19 +64,19 @@ def _quantities(raw: dict[str, str]) -> Iterator[Row | Skipped]:
     """What of a row can be computed from the rest of it."""
     name, group = raw["id"], raw["accelerator"]
     if raw["confidence"] == "low":
-        yield Skipped(name, "the row's own figures are given with low confidence")
+        yield Skipped(TABLE, name, "the row's own figures are given with low confidence")
         return
     hours, why = _hours(raw)
     stated = _number(raw, "accel_hours")
     if stated is not None and hours is not None:
         yield _row(name, group, "hours", stated, hours)
     elif stated is not None:
-        yield Skipped(name, f"hours: {why}")
+        yield Skipped(TABLE, name, f"hours: {why}")
     hours = stated if stated is not None else hours
     watts, pue, energy = (_number(raw, key) for key in ("avg_power_W", "pue", "energy_MWh"))
     if energy is not None:
         if None in (hours, watts, pue):
-            yield Skipped(name, f"MWh: no {_missing(hours=hours, watts=watts, pue=pue)} in the row")
+            yield Skipped(TABLE, name, f"MWh: no {_missing(hours=hours, watts=watts, pue=pue)} in the row")
         else:
             yield _row(name, group, "MWh", energy, billed_joules(hours, watts, pue) / JOULES_PER_MWH)  # type: ignore[arg-type]
     carbon = _number(raw, "tCO2e")
@@ -99,7 +100,7 @@ def _carbon(
         # The card gives one factor for grid and facility together.
         factor, pue, energy = float(whole[1]), 1.0, None
     if factor is None:
-        return Skipped(raw["id"], "tCO2: the source publishes no grid factor")
+        return Skipped(TABLE, raw["id"], "tCO2: the source publishes no grid factor")
     rounded = energy is None or len(raw["energy_MWh"].replace(".", "").strip("0")) < 3
     if rounded and hours is not None and watts is not None and pue is not None:
         joules = billed_joules(hours, watts, pue)
@@ -107,17 +108,19 @@ def _carbon(
         # Patterson et al. and LLaMA's table 15 state the facility's energy; others the machines', and a PUE beside it.
         facility = "2104.10350" in raw["source"] or "Table 15" in raw["source"]
         if not facility and pue is None:
-            return Skipped(raw["id"], "tCO2: no PUE in the row")
+            return Skipped(TABLE, raw["id"], "tCO2: no PUE in the row")
         joules = energy * JOULES_PER_MWH * (1.0 if facility else pue)  # type: ignore[operator]
     else:
-        return Skipped(raw["id"], f"tCO2: no {_missing(hours=hours, watts=watts, pue=pue)} and no MWh in the row")
+        return Skipped(
+            TABLE, raw["id"], f"tCO2: no {_missing(hours=hours, watts=watts, pue=pue)} and no MWh in the row"
+        )
     return _row(raw["id"], raw["accelerator"], "tCO2", carbon, billed_grams(joules, 1000 * factor) / 1e6)
 
 
 def _dollars(raw: dict[str, str], hours: float | None) -> Row | Skipped:
     each = re.search(r"~?\s*\$([\d.]+)/h each", raw["notes"])
     if each is None or hours is None:
-        return Skipped(raw["id"], "$: the row gives no price of a device-hour, or only about how many hours")
+        return Skipped(TABLE, raw["id"], "$: the row gives no price of a device-hour, or only about how many hours")
     return _row(raw["id"], raw["accelerator"], "usd", float(raw["cost_usd"]), hours * float(each[1]))
 
 

@@ -21,11 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fit_serving import FITTED, Constants, left_out, predict
-from serving_rows import G1, G2, Case, Row, Skipped, cases
+from serving_rows import G1, G2, Case, Row, cases
 from thrifty.cost import serving
 from thrifty.cost.serving_fit import INTERVALS
 from thrifty.cost.serving_shape import STORED_BITS, kv_bytes_per_token, matrices, rate_name
 from thrifty.spec.errors import ThriftyError
+from truth import Skipped
 
 NULL_LOAD = 0.72  # of TDP
 
@@ -50,7 +51,7 @@ def _score(
         try:
             said = predict(case, constants(case))
         except ThriftyError as error:
-            skipped.append(Skipped(case.id, error.what))
+            skipped.append(Skipped(case.table, case.id, error.what))
             continue
         plain = _roofline(case)
         for quantity, measured in case.measured.items():

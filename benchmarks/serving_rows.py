@@ -6,9 +6,8 @@ source share stands here, with where it is from. A row that lacks an input is na
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +16,9 @@ from thrifty.catalog import lookup
 from thrifty.cost.serving_step import Deployment
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
-from thrifty.spec.job import Experts, LatentAttention, ModelShape
+from thrifty.spec.job import Experts, ModelShape
 from thrifty.spec.load import build
+from truth import Skipped, cluster_of, rows_of
 
 G1, G2 = "g1_inference_throughput", "g2_mlenergy_inference_energy"
 
@@ -72,34 +72,20 @@ class Row:
     null: float | None = None
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A row that is not scored, and why."""
-
-    id: str
-    why: str
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV whose comment lines start with #."""
-    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
-
-
 def cases(folder: Path) -> Iterator[Case | Skipped]:
     """Every row of both tables, in order."""
-    for row in rows_of(folder / f"{G1}.csv"):
-        yield _case(row, _throughput)
-    for row in rows_of(folder / f"{G2}.csv"):
-        yield _case(row, _energy)
+    for table, read in ((G1, _throughput), (G2, _energy)):
+        for row in rows_of(folder / f"{table}.csv"):
+            yield _case(table, row, read)
 
 
-def _case(row: dict[str, str], read: object) -> Case | Skipped:
+def _case(table: str, row: dict[str, str], read: Callable[[dict[str, str]], Case]) -> Case | Skipped:
     try:
-        return read(row)  # type: ignore[operator, no-any-return]
+        return read(row)
     except ThriftyError as error:
-        return Skipped(row["id"], error.what)
+        return Skipped(table, row["id"], error.what)
     except ValueError as error:
-        return Skipped(row["id"], str(error))
+        return Skipped(table, row["id"], str(error))
 
 
 # ---- g1
@@ -133,7 +119,7 @@ def _throughput(row: dict[str, str]) -> Case:
     kv = "fp8" if weights in ("fp8", "nvfp4") else "bf16"
     return Case(
         table=G1, id=row["id"], family=_family(row["model"]), hardware=row["gpu"], shape=shape_of(row["model"]),
-        cluster=cluster_of(row["gpu"], devices),
+        cluster=cluster_of(f"{devices}x{row['gpu']}"),
         # The TPU rows share out the cache of PaLM's single head by sequence; the GPU engines copy it.
         deployment=Deployment(tensor=devices, weights=weights, kv=kv, cache_by_sequence=row["gpu"].startswith("TPU")),
         engine="vllm" if "vLLM" in what else "tensorrt-llm", phase=phase, input_tokens=incoming,
@@ -166,7 +152,7 @@ def _energy(row: dict[str, str]) -> Case:
     }
     return Case(
         table=G2, id=row["id"], family=_family(row["model"]), hardware=row["gpu"], shape=shape,
-        cluster=cluster_of(row["gpu"], devices), deployment=deployment, engine="vllm", phase="steady",
+        cluster=cluster_of(f"{devices}x{row['gpu']}"), deployment=deployment, engine="vllm", phase="steady",
         input_tokens=None, output_tokens=_number(row, "avg_output_len"), batch=_number(row, "avg_batch"),
         any_split=False, measured=measured,
     )  # fmt: skip
@@ -178,16 +164,7 @@ def _number(row: dict[str, str], key: str) -> float:
     return float(row[key])
 
 
-# ---- models and machines
-
-
-@cache
-def cluster_of(chip: str, devices: int) -> Cluster:
-    """Devices of the catalog; nobody is billed here, so a missing price is no matter."""
-    settings = lookup.cluster(f"{devices}x{chip}")
-    if settings.at("price") is None:
-        settings = settings.put("price", 0.0, "benchmark")
-    return build(Cluster, settings, "")
+# ---- models
 
 
 def _family(name: str) -> str:
@@ -201,7 +178,10 @@ def _plain(name: str) -> str:
     return re.sub(r"-(instruct|it|chat|hf|fp8|fp4|nvfp4|2507|turbo|v0\.1|16e|128e)(?=-|$)", "", plain)
 
 
-_SAME_SIZE = {"llama-3.3-70b": "llama-3.1-70b", "llama-70b": "llama-3.1-70b"}
+_SAME_SIZE = {
+    "llama-3.3-70b": "llama-3.1-70b", "llama-70b": "llama-3.1-70b", "llama-4-scout-17b": "llama-4-scout",
+    "deepseek-r1": "deepseek-v3", "gpt-j": "gpt-j-6b",
+}  # fmt: skip
 
 
 @cache
@@ -220,49 +200,22 @@ def shape_of(name: str) -> ModelShape:
     return build(ModelShape, lookup.model(plain), "")
 
 
-def _routed(count: int, active: int, ffn: int, shared: int = 0, dense_layers: int = 0) -> Experts:
-    return Experts(count=count, active=active, ffn=ffn, shared=shared, dense_layers=dense_layers)
-
-
 _PALM = {"head_dim": 256, "kv_heads": 1, "vocab_size": 256000, "tied_embeddings": True}
 _GEMMA3 = {"vocab_size": 262208, "tied_embeddings": True, "qk_norm": True}
-_QWEN3 = {"vocab_size": 151936, "head_dim": 128, "kv_heads": 4, "qk_norm": True}
-_OSS = {"hidden": 2880, "heads": 64, "kv_heads": 8, "head_dim": 64, "ffn": 2880, "vocab_size": 201088}
-_LLAMA4 = {"layers": 48, "hidden": 5120, "heads": 40, "kv_heads": 8, "head_dim": 128, "vocab_size": 202048}
-_DEEPSEEK3 = {
-    "layers": 61, "hidden": 7168, "heads": 128, "head_dim": 192, "ffn": 18432, "vocab_size": 129280,
-    "latent": LatentAttention(q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
-    "experts": _routed(256, 8, 2048, shared=1, dense_layers=3),
-}  # fmt: skip
 # From the models' config.json on huggingface.co, or for PaLM table 1 of Chowdhery et al. 2022 (arXiv:2204.02311).
 _SHAPES: dict[str, dict] = {  # type: ignore[type-arg]
-    "qwen3-235b-a22b": _QWEN3 | {
-        "layers": 94, "hidden": 4096, "heads": 64, "ffn": 12288, "experts": _routed(128, 8, 1536),
+    "qwen3-coder-480b-a35b": {
+        "layers": 62, "hidden": 6144, "heads": 96, "kv_heads": 8, "head_dim": 128, "ffn": 8192, "vocab_size": 151936,
+        "experts": Experts(count=160, active=8, ffn=2560),
     },
-    "qwen3-30b-a3b": _QWEN3 | {"layers": 48, "hidden": 2048, "heads": 32, "ffn": 6144, "experts": _routed(128, 8, 768)},
-    "qwen3-coder-480b-a35b": _QWEN3 | {
-        "layers": 62, "hidden": 6144, "heads": 96, "kv_heads": 8, "ffn": 8192, "experts": _routed(160, 8, 2560),
-    },
-    "gpt-oss-120b": _OSS | {"layers": 36, "experts": _routed(128, 4, 2880)},
-    "gpt-oss-20b": _OSS | {"layers": 24, "experts": _routed(32, 4, 2880)},
-    "llama-4-scout-17b": _LLAMA4 | {"ffn": 16384, "experts": _routed(16, 1, 8192, shared=1)},
     # Every other layer is dense; which ones does not matter here.
-    "llama-4-maverick-17b": _LLAMA4 | {"ffn": 16384, "experts": _routed(128, 1, 8192, shared=1, dense_layers=24)},
-    "mixtral-8x7b": {
-        "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab_size": 32000,
-        "experts": _routed(8, 2, 14336),
+    "llama-4-maverick-17b": {
+        "layers": 48, "hidden": 5120, "heads": 40, "kv_heads": 8, "ffn": 16384, "vocab_size": 202048,
+        "experts": Experts(count=128, active=1, ffn=8192, shared=1, dense_layers=24),
     },
-    "mixtral-8x22b": {
-        "layers": 56, "hidden": 6144, "heads": 48, "kv_heads": 8, "ffn": 16384, "vocab_size": 32768,
-        "experts": _routed(8, 2, 16384),
-    },
-    "deepseek-v3": _DEEPSEEK3,
-    "deepseek-r1": _DEEPSEEK3,
     "gemma-3-4b": _GEMMA3 | {"layers": 34, "hidden": 2560, "heads": 8, "kv_heads": 4, "head_dim": 256, "ffn": 10240},
     "gemma-3-12b": _GEMMA3 | {"layers": 48, "hidden": 3840, "heads": 16, "kv_heads": 8, "head_dim": 256, "ffn": 15360},
     "gemma-3-27b": _GEMMA3 | {"layers": 62, "hidden": 5376, "heads": 32, "kv_heads": 16, "head_dim": 128, "ffn": 21504},
-    "llama-7b": {"layers": 32, "hidden": 4096, "heads": 32, "ffn": 11008, "vocab_size": 32000},
-    "llama-13b": {"layers": 40, "hidden": 5120, "heads": 40, "ffn": 13824, "vocab_size": 32000},
     "gpt-j-6b": {"layers": 28, "hidden": 4096, "heads": 16, "ffn": 16384, "vocab_size": 50400, "mlp": "gelu"},
     "falcon-180b": {
         "layers": 80, "hidden": 14848, "heads": 232, "kv_heads": 8, "head_dim": 64, "ffn": 59392, "vocab_size": 65024,

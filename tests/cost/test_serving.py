@@ -90,6 +90,9 @@ def test_few_heads_are_copied_and_shared_caches_are_not():
 def test_a_window_keeps_no_more_than_itself():
     assert serving_shape.cached_tokens(shape(sliding_window=64), 1000) == 64
     assert serving_shape.cached_tokens(shape(), 1000) == 1000
+    mixed = shape(sliding_window=100, full_attention_every=2)
+    by_layer = [min(1000, mixed.window(layer) or 1000) for layer in range(mixed.layers)]
+    assert serving_shape.cached_tokens(mixed, 1000) == pytest.approx(sum(by_layer) / mixed.layers)
 
 
 @settings(deadline=None, max_examples=40)

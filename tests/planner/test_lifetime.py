@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 
 from thrifty.catalog import lookup
 from thrifty.cost.flops import model_flops_per_token
-from thrifty.cost.params import total_parameters
 from thrifty.cost.run import with_experiments
 from thrifty.cost.serving import Traffic
 from thrifty.laws import loss as law
 from thrifty.planner.deploy import Formats, deploy
 from thrifty.planner.explain import explain
-from thrifty.planner.lifetime import MOST_TOKENS_PER_PARAMETER, cheapest_life, life, sizes, training_usd
+from thrifty.planner.lifetime import MOST_TOKENS_PER_PARAMETER, cheapest_life, life, training_usd
 from thrifty.planner.screen import render
 from thrifty.planner.search import search
 from thrifty.spec.cluster import Cluster
@@ -33,19 +32,6 @@ def test_training_is_flops_over_rate_times_price():
     flops = model_flops_per_token(LLAMA_8B, 8192) * 1e12
     hours = flops / (989e12 * 0.4 * H100.goodput.value) / 3600
     assert training_usd(LLAMA_8B, 1e12, H100) == pytest.approx(hours * H100.price.value)
-
-
-def test_sizes_keep_the_proportions():
-    found = sizes(LLAMA_8B)
-    assert LLAMA_8B in found
-    counted = sorted(map(total_parameters, found))
-    assert counted[0] < 1.5e9
-    assert counted[-1] > 20e9
-    for one in found:
-        assert one.hidden == one.heads * one.head_dim
-        assert one.heads % one.kv_heads == 0
-        assert 0.5 < (one.hidden / one.layers) / (LLAMA_8B.hidden / LLAMA_8B.layers) < 2
-        assert one.ffn / one.hidden == pytest.approx(LLAMA_8B.ffn / LLAMA_8B.hidden, rel=0.05)
 
 
 def test_the_more_is_served_the_smaller_the_cheapest_model_and_the_longer_it_is_trained():

@@ -115,8 +115,12 @@ def kv_copies(shape: ModelShape, tensor: int) -> float:
 
 
 def cached_tokens(shape: ModelShape, context: float) -> float:
-    """Tokens that are kept of a context: all of them, or a sliding window."""
-    return min(context, shape.sliding_window or context)
+    """Tokens that a mean layer keeps of a context: all of them, or its sliding window."""
+    if shape.sliding_window is None:
+        return context
+    full = 0 if shape.full_attention_every is None else shape.layers // shape.full_attention_every
+    windowed = min(context, shape.sliding_window)
+    return windowed + full / shape.layers * (context - windowed)
 
 
 def score_flops_per_key(shape: ModelShape) -> float:

@@ -17,6 +17,7 @@ from thrifty.cost.params import total_parameters
 from thrifty.cost.serving import Served, Traffic
 from thrifty.laws import loss as law
 from thrifty.planner.deploy import Formats, deploy
+from thrifty.planner.family import family
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.figure import Figure, modelled
@@ -26,8 +27,6 @@ from thrifty.spec.job import ModelShape
 USUAL_MFU = 0.4
 # Sardana et al. trained to this many tokens for a parameter; beyond, nobody has checked the law.
 MOST_TOKENS_PER_PARAMETER = 10_000
-# Sizes tried, as powers of the cube root of the width's factor: a quarter of the size to four times of it, and beyond.
-_FACTORS = tuple(1.06**n for n in range(-30, 19))
 TRAINED_LENGTH = 8192  # tokens of a training sequence, for the attention's share of the FLOPs
 
 
@@ -107,22 +106,6 @@ def life(
     )
 
 
-def sizes(shape: ModelShape) -> list[ModelShape]:
-    """Models of the same proportions, smaller and larger: width, depth and inner width scale together."""
-    found = {}
-    for factor in _FACTORS:
-        heads = max(1, round(shape.heads * factor / shape.kv_heads)) * shape.kv_heads
-        hidden = heads * (shape.hidden // shape.heads)
-        scale = hidden / shape.hidden
-        layers = max(1, round(shape.layers * factor))
-        ffn = max(64, round(shape.ffn * scale / 64) * 64)
-        if (hidden, layers) not in found:
-            name = shape.name if (hidden, layers) == (shape.hidden, shape.layers) else f"{shape.name} x {scale:.2f}"
-            changed = {"name": name, "layers": layers, "hidden": hidden, "heads": heads, "ffn": ffn}
-            found[hidden, layers] = shape.model_copy(update=changed)
-    return list(found.values())
-
-
 def cheapest_life(
     shape: ModelShape,
     target_loss: float,
@@ -132,7 +115,7 @@ def cheapest_life(
     formats: Formats,
     mfu: float = USUAL_MFU,
 ) -> list[Life]:
-    """Sizes in the proportions of `shape` that reach the loss, cheapest over training and serving first.
+    """The model and dense ones of every size (`planner.family`) that reach the loss, cheapest over their lives first.
 
     Raises:
         ThriftyError: a mixture of experts, which the loss law does not cover; no size reaches the loss, or none that
@@ -141,7 +124,8 @@ def cheapest_life(
     if shape.experts is not None:
         raise ThriftyError("the loss law is for dense models, not for mixtures of experts", where="--lifetime")
     found, reason = [], None
-    for one in sizes(shape):
+    others = (other for _, other in family(shape.vocab_size, shape.max_positions))
+    for one in (shape, *others):
         count = total_parameters(one)
         try:
             tokens = law.tokens_for_loss(count, target_loss)
