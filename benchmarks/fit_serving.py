@@ -68,7 +68,7 @@ def constants_of(values: dict[str, float]) -> Constants:
     """Engines and power from the fitted numbers."""
     values = {name: min(value, LARGEST_SHARE) if name in SHARES else value for name, value in values.items()}
     power = Power(*(values[name] for name in ("awake", "busy", "joules_per_byte", "joules_per_flop")))
-    own = {name for name in values if name not in Power.__slots__ and name != "chat_prompt_tokens"}
+    own = sorted(name for name in values if name not in Power.__slots__ and name != "chat_prompt_tokens")
     shared = {name: values[name] for name in own if "." not in name}
     matmul = {name.removeprefix("matmul."): values[name] for name in own if name.startswith("matmul.")}
     engines = {}

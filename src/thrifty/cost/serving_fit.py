@@ -1,7 +1,7 @@
 """Written by benchmarks/fit_serving.py: constants of serving, fitted to public measurements. Do not edit.
 
-TensorRT-LLM v1.0 at full load (NVIDIA/TensorRT-LLM docs/source/performance/perf-overview.md) and vLLM by batch,
-with power (ml-energy/leaderboard, 2026-02): H100, B200, GB200; 8B to 405B, one mixture of experts.
+TensorRT-LLM v1.0 at full load (NVIDIA/TensorRT-LLM docs/source/performance/perf-overview.md) and vLLM by
+batch, with power (ml-energy/leaderboard, 2026-02): H100, B200, GB200; 8B to 405B, one mixture of experts.
 """
 
 from __future__ import annotations
@@ -77,5 +77,5 @@ INTERVALS: Final = {
         "watts": (0.848, 1.168),
     },
 }
-# Mean prompt of the vLLM runs (LM-Arena chats), in tokens: fitted with the rest, as the source does not give it.
+# Mean prompt of the vLLM runs (LM-Arena chats) in tokens: fitted with the rest, as the source lacks it.
 CHAT_PROMPT_TOKENS: Final = 255.0
