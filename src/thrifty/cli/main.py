@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thrifty.cli import compare, config, doctor, fit_law, generate, plan, report, train
+from thrifty.cli import compare, config, doctor, fit_law, generate, plan, report, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan.command)
 app.command("train")(train.command)
+app.command("serve")(serve.command)
 app.command("report")(report.command)
 app.command("compare")(compare.command)
 app.command("generate")(generate.command)

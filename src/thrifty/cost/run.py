@@ -12,6 +12,7 @@ from thrifty.cost.memory import Memory, memory
 from thrifty.cost.params import counts
 from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.spec.cluster import Cluster
+from thrifty.spec.figure import Figure
 from thrifty.spec.job import Job
 from thrifty.spec.plan import total_steps
 from thrifty.spec.recipe import Recipe
@@ -58,6 +59,14 @@ def estimate(job: Job, cluster: Cluster, recipe: Recipe) -> Run:
     parts["other"] = sum(parts.values()) * (1 / cluster.goodput.value - 1)
     seconds = sum(parts.values())
     return Run(steps, step, parts, seconds, energy.price_usd(cluster, seconds), memory(job, cluster, recipe))
+
+
+def with_experiments(job: Job, figure: Figure) -> Figure:
+    """A cost of the run with that of the development runs that come on top: x (1 + job.experiments)."""
+    factor = 1 + job.experiments
+    low, high = (None if end is None else end * factor for end in (figure.low, figure.high))
+    source = f"{figure.source}; x {factor:g}: development runs on top"
+    return figure.model_copy(update={"value": figure.value * factor, "low": low, "high": high, "source": source})
 
 
 def evaluations(recipe: Recipe, steps: int) -> int:

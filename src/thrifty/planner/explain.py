@@ -8,6 +8,7 @@ from typing import Any
 
 from thrifty.cost.memory import capacity_bytes, usable_bytes
 from thrifty.cost.params import total_parameters
+from thrifty.cost.run import with_experiments
 from thrifty.cost.step import step_seconds
 from thrifty.laws import loss as loss_law
 from thrifty.planner.reasons import show_layout
@@ -66,12 +67,20 @@ class Explanation:
     excluded: int
     kept: tuple[str, ...]
 
+    @property
+    def programme(self) -> dict[str, Figure]:
+        """Dollars, energy and CO2 of the run with its development runs; empty where the job names none."""
+        job, bill = self.plan.job, self.plan.predicted
+        costs = {"usd": bill.usd, "energy": bill.energy, "co2": bill.co2}
+        return {name: with_experiments(job, figure) for name, figure in costs.items()} if job.experiments else {}
+
     def as_json(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
         rest = {name: getattr(self, name) for name in ("capacity_bytes", "usable_bytes", "limits", "no_loss")}
         return {
             "plan": self.plan.model_dump(mode="json"),
             **rest,
+            "programme": {name: figure.model_dump(mode="json") for name, figure in self.programme.items()},
             "assumptions": [asdict(one) for one in self.assumptions],
             "runners_up": [asdict(one) for one in self.runners_up],
             "tried": self.tried,

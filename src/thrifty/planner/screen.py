@@ -77,6 +77,9 @@ def _headline(told: Explanation, width: int) -> Iterator[Text]:
     plan, bill, recipe = told.plan, told.plan.predicted, told.plan.recipe
     yield Text(f"{plan.job.name} on {plan.cluster.name}: {bill.usd} and {bill.seconds}", style="bold")
     yield Text(f"{_interval(bill.usd)}, {_interval(bill.seconds)}; {bill.energy}, {bill.co2} CO2", style="dim")
+    if both := told.programme:
+        factor = 1 + plan.job.experiments
+        yield Text(f"with development x{factor:g}: {both['usd']}; {both['energy']}, {both['co2']} CO2", style="dim")
     loss = f"loss {bill.loss.value:.2f} ({bill.loss.low:.2f} to {bill.loss.high:.2f})" if bill.loss else told.no_loss
     rate = f"{units.show(bill.tokens_per_second.value, 'token')} tok/s, MFU {bill.mfu.value:.1%}"
     tokens = recipe.batch.sequences * plan.job.sequence_length
