@@ -15,6 +15,7 @@ from thrifty.spec.recipe import Recipe
 from thrifty.spec.software import RUNS
 
 LEAST_GAIN = 0.03  # of the step, that another software must save to be named
+MOST_ROWS = 300  # the most promising layouts of each: a hint, not a plan
 
 
 def cheaper(job: Job, cluster: Cluster, given: Tree, best: Candidate, levers: Sequence[str]) -> str:
@@ -45,7 +46,7 @@ def _fastest(
     given = put(given, "batch.sequences", recipe.batch.sequences)
     base = recipe.model_copy(update={"software": given["software"]})
     try:
-        found = pool.fill(job, cluster, base, given, levers, under_seconds=limit, slack=1.0)
+        found = pool.fill(job, cluster, base, given, levers, under_seconds=limit, slack=1.0, most_rows=MOST_ROWS)
     except ThriftyError:  # it runs no layout that keeps what is given
         return None
     return min(found.fitting, key=lambda c: c.run.step.total) if found.fitting else None

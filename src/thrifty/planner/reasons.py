@@ -70,14 +70,22 @@ def levers(
 
 
 def show_layout(layout: Layout) -> str:
-    """`8 islands x 8 shards, gathered once`."""
+    """`8 islands x 8 shards, gathered once`; `16 ranks under ZeRO-1 x 8 stages (interleaved 5) x 8 tensor`."""
     if layout.ranks == 1:
         return "one rank"
-    parts = [f"{layout.shard} shards"] if layout.shard > 1 else []
+    parts = []
     if layout.island > 1:
-        parts.insert(0, f"{layout.island} islands" if layout.shard > 1 else f"{layout.island} replicas")
-    again = "" if layout.shard == 1 else ", gathered twice" if layout.reshard_after_forward else ", gathered once"
-    return " x ".join(parts) + again
+        parts.append(f"{layout.island} islands" if layout.shard > 1 else f"{layout.island} replicas")
+    if layout.shard > 1:
+        held = {0: "replicas", 3: "shards"}.get(layout.zero, f"ranks under ZeRO-{layout.zero}")
+        parts.append(f"{layout.shard} {held}")
+    if layout.pipeline > 1:
+        chunks = f" {layout.interleave}" if layout.schedule == "interleaved" else ""
+        named = "" if layout.schedule == "1f1b" else f" ({layout.schedule.replace('_', ' ')}{chunks})"
+        parts.append(f"{layout.pipeline} stages{named}")
+    parts += [f"{size} {axis}" for axis in ("context", "tensor") if (size := getattr(layout, axis)) > 1]
+    again = "" if layout.shard == 1 or layout.zero < 3 else f", gathered {'twice' if layout.reshard_after_forward else 'once'}"
+    return " x ".join(parts) + (f", experts over {layout.expert}" if layout.expert > 1 else "") + again
 
 
 class _Beside:
@@ -94,7 +102,7 @@ class _Beside:
         micros = [micro] if micro else space.divisors(recipe.batch.sequences // recipe.layout.data_ranks)
         batches = [recipe.batch.model_copy(update={"micro_sequences": size}) for size in micros]
         near = [recipe.model_copy(update={"batch": b, "recompute": how}) for b in batches for how in again]
-        legal_ones = [one for one in near if legal.by_batch(one) is None and legal.by_levers(one) is None]
+        legal_ones = [one for one in near if legal.by_batch(one.layout, one.accumulation) is None and legal.by_levers(one) is None]
         return [price(self.job, self.cluster, one) for one in legal_ones]
 
     def cheapest(self, key: str, value: Any, like: Callable[[Recipe], bool] = lambda _: True) -> Candidate | None:
@@ -161,7 +169,8 @@ def _gated(key: str, ask: _Beside, values: Sequence[Any]) -> str:
     other = ask.cheapest(key, value)
     if other is None:
         return f"{head}: {name(value)} {ask.too_large(key, value)}"
-    gain = saved(key, other, ask.best)
+    # Beside the cheapest with the chosen value, which the chosen recipe may cost a little more than to need less memory.
+    gain = saved(key, other, ask.cheapest(key, chosen) or ask.best)
     if gain <= 0 or LADDERS[key].index(value) < LADDERS[key].index(chosen):
         return f"{head}: {name(value)} {ask.compared(other)}"
     return f"{head}: {name(value)} would save {gain:.1%}, under the {threshold(key, ask.cluster):.0%} that it must"
@@ -212,10 +221,10 @@ def _closed(ask: _Beside, opened: Sequence[str]) -> list[str]:
             least = min(others, key=lambda c: c.run.step.total)
             gain = saved(key, least, ask.best)
             if gain > NAMED_SAVING:
-                told.append(f"{name} ({key} {value_of(least.recipe, key)}) {gain:.0%}")
+                told.append(f"{name} ({key} {value_of(least.recipe, key)}) would save {gain:.0%}")
     if not told:
         return []
-    return [f"levers closed, since they change the numbers: --levers would save with {', '.join(told)} of a step"]
+    return [f"levers that change the numbers stay closed (--levers): of a step, {', '.join(told)}"]
 
 
 def nothing(job: Job, cluster: Cluster, base: Recipe, found: Pool, given: Tree) -> ThriftyError:

@@ -346,6 +346,13 @@ def beyond_plain(lever: str, cluster: Cluster, software: str) -> list[Any]:
     return list(LOCAL_STEPS) if runs.local_steps else []
 
 
+def is_pointless(layout: Layout, setting: Levers, runs: Runs, given: Tree) -> bool:
+    """Whether a layout and a setting are proposed apart only to be paired otherwise: overlap with compiled blocks."""
+    if layout.tensor == 1 or not runs.overlap_needs_compile or at(given, "layout.tensor_overlap") is not None:
+        return False
+    return layout.tensor_overlap != setting.compile
+
+
 def recomputations(base: Recipe, given: Tree) -> tuple[Any, ...]:
     """The given way to recompute, or those that the software runs, least first: each holds less and takes longer."""
     return (given["recompute"],) if given.get("recompute") else RUNS[base.software].recompute

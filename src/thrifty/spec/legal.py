@@ -34,7 +34,7 @@ class Illegal:
 
 def illegal(job: Job, recipe: Recipe) -> Illegal | None:
     """The first reason why a recipe cannot run, or None."""
-    return by_layout(job, recipe.layout, recipe.software) or by_levers(recipe) or by_batch(recipe)
+    return by_layout(job, recipe.layout, recipe.software) or by_levers(recipe) or by_batch(recipe.layout, recipe.accumulation)
 
 
 def require(job: Job, recipe: Recipe) -> None:
@@ -67,15 +67,14 @@ def by_levers(recipe: Recipe) -> Illegal | None:
     return None
 
 
-def by_batch(recipe: Recipe) -> Illegal | None:
-    """Why a pipeline's schedule does not allow the number of microbatches; None where it does."""
-    layout = recipe.layout
-    if layout.schedule != "interleaved" or recipe.accumulation % layout.pipeline == 0:
+def by_batch(layout: Layout, accumulation: int) -> Illegal | None:
+    """Why a pipeline's schedule does not allow a number of microbatches; None where it does."""
+    if layout.schedule != "interleaved" or accumulation % layout.pipeline == 0:
         return None
     what = f"schedule interleaved needs microbatches in multiples of the {layout.pipeline} stages"
     hint = "change batch.sequences or batch.micro_sequences, or use schedule 1f1b"
     kind = "schedule interleaved needs microbatches in multiples of the stages"
-    return Illegal("recipe.layout.schedule", f"{what}, not {recipe.accumulation}", hint, kind)
+    return Illegal("recipe.layout.schedule", f"{what}, not {accumulation}", hint, kind)
 
 
 def _by_model(job: Job, layout: Layout) -> Iterator[Illegal]:
