@@ -45,7 +45,7 @@ class Aim:
     budget_usd: float | None = None
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
+        if self.objective not in get_args(Objective):  # a word of the command line
             hint = did_you_mean(self.objective, get_args(Objective))
             raise ThriftyError(f"unknown objective {self.objective!r}", where="--objective", hint=hint)
 

@@ -1,8 +1,8 @@
 """What a step takes at the least, so that a search need not price what cannot win.
 
-    rough   sequences / data ranks x layers / stages x (forward + backward of a block): from the layout alone
-    close   the step at the largest microbatch that fits, with the least recomputation that fits at any, and the
-            bubble of the smallest: all that a step does gets cheaper with the microbatch, but for the bubble
+rough   sequences / data ranks x layers / stages x (forward + backward of a block): from the layout alone
+close   the step at the largest microbatch that fits, with the least recomputation that fits at any, and the
+        bubble of the smallest: all that a step does gets cheaper with the microbatch, but for the bubble
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def _ranks(cluster: Cluster, given: Tree) -> int | None:
     sizes = {axis: at(given, f"layout.{axis}") for axis in ("pipeline", "context", "tensor")}
     if cluster.accelerator.kind == "cpu" or any(axis in runs.axes and not size for axis, size in sizes.items()):
         return None
-    return max(1, cluster.devices // math.prod(size or 1 for size in sizes.values()))
+    return max(1, cluster.devices // math.prod(int(size or 1) for size in sizes.values()))
 
 
 def intervals(job: Job, cluster: Cluster, best: Candidate, given: Tree, said: list[str]) -> Recipe:

@@ -51,8 +51,10 @@ class Explanation:
         capacity_bytes: memory of one rank's devices; a plan may fill `usable_bytes` of it.
         limits: what a step waits for and its share of the step, largest first.
         no_loss: why there is no predicted loss; empty where there is one.
-        tried: recipes priced; `excluded` of them do not fit.
+        tried: recipes considered; `excluded` of them do not fit.
         kept: keys that the user gave.
+        excluded_by: of those tried, how many were not priced in full, by reason.
+        illegal: ways to divide the devices that cannot run, by reason.
     """
 
     plan: Plan
@@ -65,6 +67,8 @@ class Explanation:
     tried: int
     excluded: int
     kept: tuple[str, ...]
+    excluded_by: dict[str, int]
+    illegal: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -77,6 +81,8 @@ class Explanation:
             "tried": self.tried,
             "excluded": self.excluded,
             "kept": list(self.kept),
+            "excluded_by": self.excluded_by,
+            "illegal": self.illegal,
         }
 
 
@@ -97,6 +103,8 @@ def explain(found: Search) -> Explanation:
         tried=found.tried,
         excluded=found.excluded,
         kept=found.kept,
+        excluded_by=found.excluded_by,
+        illegal=found.illegal,
     )
 
 

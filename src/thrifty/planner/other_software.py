@@ -36,7 +36,7 @@ def cheaper(job: Job, cluster: Cluster, given: Tree, best: Candidate, levers: Se
         return ""
     gain = 1 - found.run.step.total / best.run.step.total
     name = found.recipe.software
-    return f"software {best.recipe.software}: a step of {name} would take {gain:.0%} less by its profile; --software {name}"
+    return f"software {best.recipe.software}: {name} would take {gain:.0%} less for a step; --software {name}"
 
 
 def _fastest(

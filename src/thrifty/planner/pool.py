@@ -2,7 +2,8 @@
 
 A row is one layout under one setting of the levers; its recipes differ in microbatch and recomputation.
 
-    memory      it grows with the microbatch and shrinks with recomputation, so what does not fit ends a row
+    memory      it grows with the microbatch, so what does not fit ends a row, but for the one microbatch that needs no
+                gradients of earlier ones
     recompute   more of it takes longer, so each microbatch gets the least that fits
     time        rows are taken by their lower bounds (`bounds.py`), until those are over `SLACK` times the best step
 
@@ -34,7 +35,7 @@ SLACK = 1.25
 TOO_LARGE = "too large"
 TOO_SLOW = "too slow at any microbatch"
 RECOMPUTES_MORE = "recompute more than they need"
-NOT_SHARED = "batch.sequences does not divide among the data ranks"
+NOT_SHARED = "batch does not divide among data ranks"
 
 
 @dataclass
@@ -72,12 +73,13 @@ def price(job: Job, cluster: Cluster, recipe: Recipe) -> Candidate:
     return Candidate(recipe, run, run.memory.peak <= usable_bytes(cluster, recipe.layout.ranks))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Row:
     """One layout and setting; `fitting` is there once memory was looked at, smallest microbatch first."""
 
-    recipe: Recipe
-    batches: list[Batch]
+    layout: Layout
+    setting: Levers
+    micros: Sequence[int]
     fitting: list[tuple[Recipe, Memory]] | None = None
 
 
@@ -108,7 +110,7 @@ def fill(
     again = space.recomputations(base, given)
     rows = _rows(pool, job, cluster, base, given, opened, len(again))
     heap = [
-        (bounds.rough(row.recipe.layout, row.recipe.precision, row.recipe.compile), number, row)
+        (bounds.rough(row.layout, row.setting.precision, row.setting.compile), number, row)
         for number, row in enumerate(rows)
     ]
     heapq.heapify(heap)
@@ -120,10 +122,11 @@ def fill(
             break
         if row.fitting is None:
             seen += 1
-            row.fitting = _fitting(pool, job, cluster, row, again)
+            row.fitting = _fitting(pool, job, cluster, base, row, again)
             if row.fitting:
-                largest = row.fitting[-1][0].model_copy(update={"recompute": row.fitting[0][0].recompute})
-                close = bounds.close(largest, row.batches[0].micro_sequences)
+                least = min((one.recompute for one, _ in row.fitting), key=again.index)
+                largest = row.fitting[-1][0].model_copy(update={"recompute": least})
+                close = bounds.close(largest, row.micros[0])
                 heapq.heappush(heap, (max(bound, close), number, row))
             continue
         for recipe, used in row.fitting:
@@ -131,7 +134,7 @@ def fill(
             pool.fitting.append(Candidate(recipe, run, True))
             best = min(best, run.step.total)
     pool.excluded[TOO_SLOW] += sum(
-        len(row.batches) * len(again) if row.fitting is None else len(row.fitting) for _, _, row in heap
+        len(row.micros) * len(again) if row.fitting is None else len(row.fitting) for _, _, row in heap
     )
     return pool
 
@@ -139,37 +142,43 @@ def fill(
 def _rows(
     pool: Pool, job: Job, cluster: Cluster, base: Recipe, given: Tree, opened: Sequence[str], recomputations: int
 ) -> list[_Row]:
-    settings, micro = space.levers(base, cluster, given, opened), at(given, "batch.micro_sequences") or 1
-    runs, found = RUNS[base.software], list[_Row]()
+    """Every legal row, in the order of layouts and settings."""
+    settings, micro = space.levers(base, cluster, given, opened), at(given, "batch.micro_sequences")
+    runs, sequences, found = RUNS[base.software], base.batch.sequences, list[_Row]()
+    refused: dict[tuple[bool, Levers], Illegal | None] = {}
     for layout in space.layouts(job, cluster, given, pool.illegal):
-        if base.batch.sequences % (layout.data_ranks * micro):
+        each = sequences // layout.data_ranks
+        if sequences % (layout.data_ranks * (micro or 1)):
             pool.illegal[NOT_SHARED] += 1
             continue
-        ours = [one for one in settings if layout.island > 1 or one.exchange == settings[0].exchange]  # between islands
-        batches = _batches(pool, base, layout, given, recomputations * len(ours))
-        for setting in ours if batches else ():
-            if space.is_pointless(layout, setting, runs, given):
-                continue
-            recipe = _with(base, layout, setting)
-            reason = legal.by_levers(recipe)
+        ours = [one for one in settings if not space.is_pointless(layout, one, settings[0], runs, given)]
+        sizes = [micro] if micro else space.divisors(each)
+        micros = _micros(pool, layout, sizes, each, recomputations * len(ours))
+        for setting in ours if micros else ():
+            asked = layout.tensor > 1 and layout.tensor_overlap, setting
+            if asked not in refused:
+                refused[asked] = legal.by_levers(_with(base, layout, setting))
+            reason = refused[asked]
             if reason is None:
-                found.append(_Row(recipe, batches))
+                found.append(_Row(layout, setting, micros))
             else:
-                pool.refuse(reason, len(batches) * recomputations)
+                pool.refuse(reason, len(micros) * recomputations)
     return found
 
 
-def _batches(pool: Pool, base: Recipe, layout: Layout, given: Tree, each: int) -> list[Batch]:
-    """Microbatches that the layout allows, smallest first; the others count for `each` recipes."""
-    sequences, micro = base.batch.sequences, at(given, "batch.micro_sequences")
+def _micros(
+    pool: Pool, layout: Layout, sizes: Sequence[int], each: int, recipes: int
+) -> Sequence[int]:  # fmt: skip
+    """Microbatches that the schedule allows, smallest first; each of the others counts for so many recipes."""
+    if layout.schedule != "interleaved":
+        return sizes
     found = []
-    for size in [micro] if micro else space.divisors(sequences // layout.data_ranks):
-        batch = Batch.model_construct(sequences=sequences, micro_sequences=size)
-        reason = legal.by_batch(layout, sequences // (size * layout.data_ranks))
+    for size in sizes:
+        reason = legal.by_batch(layout, each // size)
         if reason is None:
-            found.append(batch)
+            found.append(size)
         else:
-            pool.refuse(reason, each)
+            pool.refuse(reason, recipes)
     return found
 
 
@@ -184,23 +193,29 @@ def _with(base: Recipe, layout: Layout, setting: Levers) -> Recipe:
 
 
 def _fitting(
-    pool: Pool, job: Job, cluster: Cluster, row: _Row, again: Sequence[str]
+    pool: Pool, job: Job, cluster: Cluster, base: Recipe, row: _Row, again: Sequence[str]
 ) -> list[tuple[Recipe, Memory]]:  # fmt: skip
     """Each microbatch that fits, with the least recomputation that it fits with."""
-    usable, less = usable_bytes(cluster, row.recipe.layout.ranks), 0
-    found: list[tuple[Recipe, Memory]] = []
-    for number, batch in enumerate(row.batches):
-        one = row.recipe.model_copy(update={"batch": batch, "recompute": again[less]})
-        used = memory(job, cluster, one)
-        while used.peak > usable:
+    usable, less = usable_bytes(cluster, row.layout.ranks), 0
+    recipe, found = _with(base, row.layout, row.setting), list[tuple[Recipe, Memory]]()
+    number = 0
+    while number < len(row.micros):
+        batch = Batch.model_construct(sequences=base.batch.sequences, micro_sequences=row.micros[number])
+        if recipe.layout.data_ranks * batch.micro_sequences == batch.sequences:
+            less = 0  # one microbatch, which has no gradients of earlier ones to hold
+        while less < len(again):
+            one = recipe.model_copy(update={"batch": batch, "recompute": again[less]})
+            used = memory(job, cluster, one)
+            if used.peak <= usable:
+                pool.excluded[RECOMPUTES_MORE] += len(again) - 1 - less
+                found.append((one, used))
+                break
             if pool.least is None or used.peak < pool.least[1].peak:
                 pool.least = (one, used)
-            pool.excluded[TOO_LARGE] += len(row.batches) - number
             less += 1
-            if less == len(again):
-                return found
-            one = one.model_copy(update={"recompute": again[less]})
-            used = memory(job, cluster, one)
-        pool.excluded[RECOMPUTES_MORE] += len(again) - 1 - less
-        found.append((one, used))
+        pool.excluded[TOO_LARGE] += less
+        if less == len(again) and number < len(row.micros) - 1:
+            pool.excluded[TOO_LARGE] += (len(row.micros) - 2 - number) * len(again)
+            number = len(row.micros) - 2
+        number += 1
     return found

@@ -84,12 +84,16 @@ def show_layout(layout: Layout) -> str:
         named = "" if layout.schedule == "1f1b" else f" ({layout.schedule.replace('_', ' ')}{chunks})"
         parts.append(f"{layout.pipeline} stages{named}")
     parts += [f"{size} {axis}" for axis in ("context", "tensor") if (size := getattr(layout, axis)) > 1]
-    again = "" if layout.shard == 1 or layout.zero < 3 else f", gathered {'twice' if layout.reshard_after_forward else 'once'}"
+    again = (
+        ""
+        if layout.shard == 1 or layout.zero < 3
+        else f", gathered {'twice' if layout.reshard_after_forward else 'once'}"
+    )
     return " x ".join(parts) + (f", experts over {layout.expert}" if layout.expert > 1 else "") + again
 
 
 class _Beside:
-    """What other recipes cost beside the chosen one: those of the search, and those near it that it had no need to price."""
+    """What other recipes cost beside the chosen one: those that the search priced, and those near it that it left."""
 
     def __init__(self, job: Job, cluster: Cluster, best: Candidate, found: Pool, given: Tree) -> None:
         self.job, self.cluster, self.best, self.found, self.given = job, cluster, best, found, given
@@ -102,7 +106,9 @@ class _Beside:
         micros = [micro] if micro else space.divisors(recipe.batch.sequences // recipe.layout.data_ranks)
         batches = [recipe.batch.model_copy(update={"micro_sequences": size}) for size in micros]
         near = [recipe.model_copy(update={"batch": b, "recompute": how}) for b in batches for how in again]
-        legal_ones = [one for one in near if legal.by_batch(one.layout, one.accumulation) is None and legal.by_levers(one) is None]
+        legal_ones = [
+            one for one in near if legal.by_batch(one.layout, one.accumulation) is None and legal.by_levers(one) is None
+        ]
         return [price(self.job, self.cluster, one) for one in legal_ones]
 
     def cheapest(self, key: str, value: Any, like: Callable[[Recipe], bool] = lambda _: True) -> Candidate | None:
@@ -169,7 +175,7 @@ def _gated(key: str, ask: _Beside, values: Sequence[Any]) -> str:
     other = ask.cheapest(key, value)
     if other is None:
         return f"{head}: {name(value)} {ask.too_large(key, value)}"
-    # Beside the cheapest with the chosen value, which the chosen recipe may cost a little more than to need less memory.
+    # Beside the cheapest with the chosen value: the chosen one may cost a little more, to need less memory.
     gain = saved(key, other, ask.cheapest(key, chosen) or ask.best)
     if gain <= 0 or LADDERS[key].index(value) < LADDERS[key].index(chosen):
         return f"{head}: {name(value)} {ask.compared(other)}"

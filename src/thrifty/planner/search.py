@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 import thrifty
 from thrifty.cost.predict import predict
 from thrifty.planner import defaults, other_software, pool, reasons, space
-from thrifty.planner.aim import Aim, Price, cheapest, price_of, resized, unmet
+from thrifty.planner.aim import Aim, Objective, Price, cheapest, price_of, resized, unmet
 from thrifty.planner.pool import Pool, price
 from thrifty.planner.space import Candidate, Tree, at
 from thrifty.spec.bill import Bill
 from thrifty.spec.cluster import Cluster
-from thrifty.spec.errors import ThriftyError
+from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.job import Job
 from thrifty.spec.load import Settings, from_dict, leaves
 from thrifty.spec.plan import Plan, fingerprint
@@ -70,7 +70,7 @@ def search(
     recipe: Settings | Recipe | None = None,
     *,
     software: str | None = None,
-    objective: str = "usd",
+    objective: Objective = "usd",
     deadline_seconds: float | None = None,
     budget_usd: float | None = None,
     levers: Sequence[str] = (),
@@ -93,10 +93,13 @@ def search(
     settings = recipe if isinstance(recipe, Settings) else from_dict(recipe.model_dump() if recipe else {}, "recipe")
     if software not in (None, ANY):
         settings = settings.put("software", software, "--software")
+    named = at(settings.tree, "software")
+    if named is not None and named not in RUNS:
+        raise ThriftyError(f"unknown software {named!r}", where="recipe.software", hint=did_you_mean(str(named), RUNS))
     kept = () if isinstance(recipe, Recipe) else tuple(key for key, _ in leaves(settings.tree))
     if software != ANY:
         made, best = _search(job, cluster, settings, aim, levers, kept)
-        if at(settings.tree, "software") is None:
+        if named is None:
             line = other_software.cheaper(made.plan.job, cluster, settings.tree, best, levers)
             made = _with_reason(made, line)
         return made

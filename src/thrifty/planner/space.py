@@ -1,15 +1,16 @@
 """The recipes that a plan may choose among: every legal layout of the devices, and every setting of the open levers.
 
-Layouts are told apart from levers, and both are made once: a search combines them with microbatches. What cannot be
-best by its nature is not proposed, unless the user gives it: GPipe (1F1B takes as long and holds less), tensor
-parallelism without sequence parallelism where that divides, tensor groups that cross nodes.
+Layouts are told apart from levers, and both are made once: a search combines them with microbatches. What is hardly
+ever best is not proposed, only kept where the user gives it: GPipe (1F1B takes as long and holds less), tensor
+parallelism without sequence parallelism (the same bytes, more memory) where that divides, tensor groups that cross
+nodes, and groups that share optimizer states but end neither with a node nor with an island of the cluster.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -87,13 +88,9 @@ def put(tree: Tree, path: str, value: Any) -> Tree:
     return tree | {head: put(tree.get(head) or {}, rest, value) if rest else value}
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors, smallest first."""
-    return list(_divisors(number))
-
-
 @lru_cache(maxsize=4096)
-def _divisors(number: int) -> tuple[int, ...]:
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, smallest first."""
     small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return tuple(sorted({*small, *(number // d for d in small)}))
 
@@ -179,8 +176,8 @@ def _split(job: Job, left: int, fixed: dict[str, int], free: list[str]) -> Itera
                 yield Grid(data_given * data, *(a * b for a, b in zip(held, (pipeline, context, tensor), strict=True)))
 
 
-def _cpu_ranks(cores: int) -> list[int]:
-    return list(range(1, cores + 1)) if cores <= TRY_ALL_UP_TO else divisors(cores)
+def _cpu_ranks(cores: int) -> Sequence[int]:
+    return range(1, cores + 1) if cores <= TRY_ALL_UP_TO else divisors(cores)
 
 
 def _ranks_of_node(cluster: Cluster, ranks: int) -> int:
@@ -196,9 +193,7 @@ def _model_axes(job: Job, grid: Grid, asked: Tree, runs: Runs) -> Layout:
         sequence = tensor == 1 or job.sequence_length % (context * tensor) == 0
     if overlap is None:
         overlap = tensor > 1 and runs.tensor_overlap
-    return Layout(
-        pipeline=pipeline, context=context, tensor=tensor, sequence_parallel=sequence, tensor_overlap=overlap
-    )
+    return Layout(pipeline=pipeline, context=context, tensor=tensor, sequence_parallel=sequence, tensor_overlap=overlap)
 
 
 def _variants(
@@ -227,8 +222,11 @@ def _shardings(cluster: Cluster, runs: Runs, asked: Tree, base: Layout, ranks: i
     )  # fmt: skip
     beside = runs.zero_in_pipelines if base.pipeline > 1 else runs.zero
     for stage in [zero] if zero is not None else sorted(beside or runs.zero, reverse=True):
-        if island is not None or shard is not None:
-            shards = [shard if shard is not None else ranks // island]
+        shards: Sequence[int]
+        if shard is not None:
+            shards = [shard]
+        elif island is not None:
+            shards = [ranks // island]
         else:
             shards = _shard_sizes(cluster, runs, base, ranks, stage)
         for size in shards:
@@ -237,13 +235,13 @@ def _shardings(cluster: Cluster, runs: Runs, asked: Tree, base: Layout, ranks: i
             gathered = [again] if again is not None else [True, False] if stage == 3 and size > 1 else [True]
             for reshard in gathered:
                 yield {"island": ranks // size, "shard": size, "zero": stage, "reshard_after_forward": reshard}
-        if zero is None and shards == [1]:
+        if zero is None and list(shards) == [1]:
             return
 
 
-def _shard_sizes(cluster: Cluster, runs: Runs, base: Layout, ranks: int, zero: int) -> list[int]:
-    """All sizes under ZeRO-3, whose gathers cost most; else all ranks, or those of a node or an island of the cluster."""
-    if zero == 0 or not runs.hybrid:
+def _shard_sizes(cluster: Cluster, runs: Runs, base: Layout, ranks: int, zero: int) -> Sequence[int]:
+    """All sizes under ZeRO-3, whose gathers cost most; else all ranks, or those of a node or of an island."""
+    if zero == 0 or "island" not in runs.axes:
         return [ranks]
     if zero == 3:
         return divisors(ranks)
@@ -252,7 +250,7 @@ def _shard_sizes(cluster: Cluster, runs: Runs, base: Layout, ranks: int, zero: i
     return [ranks, *sorted(size for size in edges if 1 < size < ranks)]
 
 
-def _expert_sizes(job: Job, runs: Runs, asked: Tree, ranks: int) -> list[int]:
+def _expert_sizes(job: Job, runs: Runs, asked: Tree, ranks: int) -> Sequence[int]:
     if asked.get("expert") is not None:
         return [asked["expert"]]
     if job.model.experts is None or "expert" not in runs.axes:
@@ -268,11 +266,12 @@ def _schedules(job: Job, runs: Runs, asked: Tree, stages: int) -> list[tuple[str
     layers = -(-job.model.layers // stages)
     several = [v for v in divisors(layers) if 1 < v <= MOST_CHUNKS and v * stages <= job.model.layers]
     found = list[tuple[str, int]]()
-    for name in [schedule] if schedule else [name for name in runs.schedules if name != "gpipe"]:
-        usual = {"interleaved": several or [2], "zbv": [2]}.get(name, [1])
-        found += [(name, v) for v in ([chunks] if chunks else usual) if schedule or v * stages <= job.model.layers]
-    if chunks and not schedule:  # those that hold as many
-        found = [(name, v) for name, v in found if (v > 1) == (name in ("interleaved", "zbv"))] or found
+    for name in [schedule] if schedule else [name for name in runs.schedules if name != "gpipe"] or ["1f1b"]:
+        usual = {"interleaved": several, "zbv": [2]}.get(name, [1])
+        if schedule or chunks:  # told why they are illegal, if they are
+            found += [(name, v) for v in ([chunks] if chunks else usual or [2])]
+        else:
+            found += [(name, v) for v in usual if v == 1 or v * stages <= job.model.layers]
     return found
 
 
@@ -346,8 +345,13 @@ def beyond_plain(lever: str, cluster: Cluster, software: str) -> list[Any]:
     return list(LOCAL_STEPS) if runs.local_steps else []
 
 
-def is_pointless(layout: Layout, setting: Levers, runs: Runs, given: Tree) -> bool:
-    """Whether a layout and a setting are proposed apart only to be paired otherwise: overlap with compiled blocks."""
+def is_pointless(layout: Layout, setting: Levers, plain: Levers, runs: Runs, given: Tree) -> bool:
+    """Whether a layout and a setting are each proposed to be paired otherwise.
+
+    What is exchanged between islands needs islands; overlap that needs compiled blocks goes with them alone.
+    """
+    if layout.island == 1 and setting.exchange != plain.exchange:
+        return True
     if layout.tensor == 1 or not runs.overlap_needs_compile or at(given, "layout.tensor_overlap") is not None:
         return False
     return layout.tensor_overlap != setting.compile

@@ -34,7 +34,11 @@ class Illegal:
 
 def illegal(job: Job, recipe: Recipe) -> Illegal | None:
     """The first reason why a recipe cannot run, or None."""
-    return by_layout(job, recipe.layout, recipe.software) or by_levers(recipe) or by_batch(recipe.layout, recipe.accumulation)
+    return (
+        by_layout(job, recipe.layout, recipe.software)
+        or by_levers(recipe)
+        or by_batch(recipe.layout, recipe.accumulation)
+    )
 
 
 def require(job: Job, recipe: Recipe) -> None:
@@ -73,7 +77,7 @@ def by_batch(layout: Layout, accumulation: int) -> Illegal | None:
         return None
     what = f"schedule interleaved needs microbatches in multiples of the {layout.pipeline} stages"
     hint = "change batch.sequences or batch.micro_sequences, or use schedule 1f1b"
-    kind = "schedule interleaved needs microbatches in multiples of the stages"
+    kind = "microbatches no multiple of interleaved stages"
     return Illegal("recipe.layout.schedule", f"{what}, not {accumulation}", hint, kind)
 
 
@@ -145,9 +149,6 @@ def _by_software(layout: Layout, runs: Runs) -> Iterator[Illegal]:
         what = f"{runs.called} does not combine pipelines with ZeRO-{layout.zero}"
         hint = f"use zero: {' or '.join(map(str, runs.zero_in_pipelines))}, or pipeline: 1"
         yield Illegal("recipe.layout.zero", what, hint, what)
-    if layout.island > 1 and layout.shard > 1 and not runs.hybrid:
-        what = f"{runs.called} shards over all data ranks, not inside islands"
-        yield Illegal("recipe.layout.island", what, "use island: 1, or shard: 1", what)
     if layout.tensor > 1 and layout.tensor_overlap and not runs.tensor_overlap:
         yield _not_run(runs, "layout.tensor_overlap", "tensor_overlap", True, (False,))
 

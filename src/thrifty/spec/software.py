@@ -11,9 +11,8 @@ class Runs:
 
     Attributes:
         called: its name in messages.
-        axes: of the layout, that may exceed 1.
+        axes: of the layout, that may exceed 1; with `island`, islands shard by themselves.
         zero: what its shard axis can divide (`Layout.zero`); `zero_in_pipelines` the same beside pipeline stages.
-        hybrid: islands that each shard by themselves.
         tensor_overlap: tensor-parallel traffic hidden behind products; `overlap_needs_compile` in compiled blocks only.
         exchange_bits: of a gradient value between islands; none = not compressed.
         local_steps: islands that exchange only every so many steps.
@@ -24,7 +23,6 @@ class Runs:
     axes: tuple[str, ...]
     zero: tuple[int, ...]
     zero_in_pipelines: tuple[int, ...]
-    hybrid: bool
     schedules: tuple[str, ...] = ()
     tensor_overlap: bool = False
     overlap_needs_compile: bool = False
@@ -46,7 +44,6 @@ RUNS = {
         axes=("island", "shard"),
         zero=(3,),
         zero_in_pipelines=(),
-        hybrid=True,
         compile=True,
     ),
     # FSDP2 with HSDP, TP (asynchronous in compiled blocks), CP, EP; torch.distributed.pipelining's schedules; float8
@@ -56,7 +53,6 @@ RUNS = {
         axes=("island", "shard", "pipeline", "context", "tensor", "expert"),
         zero=(3,),
         zero_in_pipelines=(3,),
-        hybrid=True,
         schedules=("gpipe", "1f1b", "interleaved", "zbv"),
         tensor_overlap=True,
         overlap_needs_compile=True,
@@ -76,7 +72,6 @@ RUNS = {
         axes=("island", "shard", "pipeline", "context", "tensor", "expert"),
         zero=(0, 1),
         zero_in_pipelines=(0, 1),
-        hybrid=True,
         schedules=("1f1b", "interleaved"),
         tensor_overlap=True,
         precisions=("fp32", "bf16", "fp8", "nvfp4"),
@@ -92,7 +87,6 @@ RUNS = {
         axes=("shard", "pipeline"),
         zero=(0, 1, 2, 3),
         zero_in_pipelines=(0, 1),
-        hybrid=False,
         schedules=("1f1b",),
         compile=True,
         kinds=("decoder", "encoder", "vit"),
@@ -105,7 +99,6 @@ RUNS = {
         axes=("island", "shard"),
         zero=(3,),
         zero_in_pipelines=(),
-        hybrid=True,
         compile=True,
         kinds=("decoder", "encoder", "vit"),
         experts=True,
@@ -117,7 +110,6 @@ RUNS = {
         axes=("shard", "pipeline", "tensor"),
         zero=(0, 1),
         zero_in_pipelines=(0, 1),
-        hybrid=False,
         schedules=("gpipe", "1f1b"),
     ),
 }
