@@ -96,7 +96,7 @@ def base_of(software: str, sequences: int = 8) -> Recipe:
 KEPT = {"precision": "bf16"}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(jobs(), clusters(), st.sampled_from(sorted(RUNS)))
 def test_nothing_that_fits_is_faster_than_what_the_search_prices(job: Job, cluster: Cluster, software: str) -> None:
     base = base_of(software)
@@ -117,7 +117,7 @@ def test_nothing_that_fits_is_faster_than_what_the_search_prices(job: Job, clust
         assert candidate.run.memory.peak <= usable_bytes(cluster, recipe.layout.ranks)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(jobs(), clusters(), st.sampled_from(["megatron", "torchtitan", "nanotron"]), st.data())
 def test_bounds_are_below_every_recipe_that_they_stand_for(
     job: Job, cluster: Cluster, software: str, data: st.DataObject
@@ -147,11 +147,9 @@ def test_bounds_are_below_every_recipe_that_they_stand_for(
             assert step <= slower * (1 + 1e-9), "recomputation takes time"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(jobs(), clusters(), st.sampled_from(["thrifty", "megatron", "torchtitan"]), st.data())
-def test_memory_grows_with_the_microbatch(
-    job: Job, cluster: Cluster, software: str, data: st.DataObject
-) -> None:
+def test_memory_grows_with_the_microbatch(job: Job, cluster: Cluster, software: str, data: st.DataObject) -> None:
     """What lets a row end at the first microbatch that does not fit."""
     base = base_of(software, 16)
     if legal.illegal(job, base):

@@ -152,7 +152,7 @@ def _unmet(aim: Aim, planned: Sequence[Size]) -> ThriftyError:
     told = [
         f"{one.devices:,} devices take {units.show(_money_and_time(one)[1], 's')} and "
         f"{units.show(_money_and_time(one)[0], 'usd')}"
-        for one in dict.fromkeys((fastest, cheapest))
+        for one in {one.devices: one for one in (fastest, cheapest)}.values()
     ]
     hint = "allow more time or money, try more devices, or train fewer tokens or a smaller model"
     return ThriftyError(f"no size stays within {aim.show_limits()}: {'; '.join(told)}", where="limits", hint=hint)

@@ -113,6 +113,10 @@ def layouts(job: Job, cluster: Cluster, given: Tree, excluded: Counter[str] | No
     runs, asked = RUNS[software], given.get("layout") or {}
     counted: Counter[str] = Counter() if excluded is None else excluded
     found, first = dict[Layout, None](), None
+    if asked.get("zero") not in (None, *runs.zero):  # which a layout without shards would hide
+        first = legal.by_layout(job, Layout(shard=2, zero=asked["zero"]), software)
+        if first is not None:
+            raise ThriftyError(first.what, where=first.key, hint=first.hint)
     for grid in _grids(job, cluster, runs, asked):
         base = _model_axes(job, grid, asked, runs)
         if asked.get("tensor") is None and _ranks_of_node(cluster, grid.ranks) % base.tensor:
