@@ -47,8 +47,8 @@ def clusters(draw: st.DrawFn) -> Cluster:
 def every_layout(job: Job, ranks: int, per_node: int, software: str) -> Iterator[Layout]:
     """All of them, one by one, as the nouns allow.
 
-    But for what `space` says is not proposed: tensor groups across nodes, tensor without sequence parallelism where that
-    divides, and islands inside one node under ZeRO-1 and replicas.
+    But for what `space` says is not proposed: tensor groups across nodes, tensor without sequence parallelism where
+    that divides, and islands inside one node under ZeRO-1 and replicas.
     """
     sizes = space.divisors(ranks)
     for island, shard, pipeline, context, tensor in itertools.product(sizes, repeat=5):
