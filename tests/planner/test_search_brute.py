@@ -48,7 +48,7 @@ def every_layout(job: Job, ranks: int, per_node: int, software: str) -> Iterator
     """All of them, one by one, as the nouns allow.
 
     But for what `space` says is not proposed: tensor groups across nodes, tensor without sequence parallelism where
-    that divides, and islands inside one node under ZeRO-1 and replicas.
+    that divides, unequal chunks, and islands inside one node under ZeRO-1 and replicas.
     """
     sizes = space.divisors(ranks)
     for island, shard, pipeline, context, tensor in itertools.product(sizes, repeat=5):
@@ -56,14 +56,16 @@ def every_layout(job: Job, ranks: int, per_node: int, software: str) -> Iterator
             continue
         if island > 1 and 3 not in RUNS[software].zero:
             continue
+        runs = RUNS[software]
+        nothing_to_share = max((pipeline > 1 and runs.zero_in_pipelines) or runs.zero)
         sequences = (job.sequence_length % (context * tensor) == 0,) if tensor > 1 else (True,)
-        for zero in (0, 1, 2, 3) if shard > 1 else (3,):
+        for zero in (0, 1, 2, 3) if shard > 1 else (nothing_to_share,):
             for again, sequence, overlap, expert, (schedule, chunks) in itertools.product(
                 (True, False) if zero == 3 and shard > 1 else (True,),
                 sequences,
                 (True, False) if tensor > 1 else (False,),
                 (1, 2, 4) if job.model.experts else (1,),
-                [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zbv", 2)] if pipeline > 1 else [("1f1b", 1)],
+                schedules(-(-job.model.layers // pipeline)) if pipeline > 1 else [("1f1b", 1)],
             ):
                 layout = Layout(
                     island=island, shard=shard, pipeline=pipeline, context=context, tensor=tensor, expert=expert,
@@ -72,6 +74,11 @@ def every_layout(job: Job, ranks: int, per_node: int, software: str) -> Iterator
                 )  # fmt: skip
                 if legal.by_layout(job, layout, software) is None:
                     yield layout
+
+
+def schedules(layers: int) -> list[tuple[str, int]]:
+    """Of a stage with so many layers."""
+    return [("gpipe", 1), ("1f1b", 1), ("zbv", 2), *([] if layers % 2 else [("interleaved", 2)])]
 
 
 def every_recipe(job: Job, cluster: Cluster, base: Recipe) -> Iterator[Recipe]:

@@ -38,10 +38,10 @@ class Bounds:
         return self._block(split_of(layout), each, layout, precision, compiled) * self._layers(layout)
 
     def close(self, recipe: Recipe, smallest: int) -> float:
-        """Seconds, given the recipe at its largest microbatch and least recomputation.
+        """Seconds, given the recipe at the largest of its microbatches.
 
         Args:
-            smallest: microbatch.
+            smallest: of its microbatches.
         """
         step, layout = step_seconds(self.job, self.cluster, recipe), recipe.layout
         # Schedules without a bubble are bounded by having none.

@@ -5,7 +5,8 @@ A row is one layout under one setting of the levers; its recipes differ in micro
     memory      it grows with the microbatch, so what does not fit ends a row, but for the one microbatch that needs no
                 gradients of earlier ones
     recompute   more of it takes longer, so each microbatch gets the least that fits
-    time        rows are taken by their lower bounds (`bounds.py`), until those are over `SLACK` times the best step
+    time        rows are taken by their lower bounds (`bounds.py`), until those are over `SLACK` times the best step:
+                the rough one, then the close one over all microbatches, then over those that fit
 
 `tests/planner/test_search_brute.py` holds it against pricing everything.
 """
@@ -31,7 +32,7 @@ from thrifty.spec.recipe import Batch, Layout, Recipe
 from thrifty.spec.software import RUNS
 
 # Far enough above the best for runners-up and comparisons.
-SLACK = 1.25
+SLACK = 1.1
 TOO_LARGE = "too large"
 TOO_SLOW = "too slow at any microbatch"
 RECOMPUTES_MORE = "recompute more than they need"
@@ -75,12 +76,23 @@ def price(job: Job, cluster: Cluster, recipe: Recipe) -> Candidate:
 
 @dataclass(slots=True)
 class _Row:
-    """One layout and setting; `fitting` is there once memory was looked at, smallest microbatch first."""
+    """One layout and setting.
+
+    Attributes:
+        micros: microbatches that the schedule allows, smallest first.
+        close: whether its bound is the close one over them all.
+        fitting: there once memory was looked at; by recomputation, then by microbatch.
+    """
 
     layout: Layout
     setting: Levers
     micros: Sequence[int]
+    close: bool = False
     fitting: list[tuple[Recipe, Memory]] | None = None
+
+    def left(self, recomputations: int) -> int:
+        """Recipes that nothing was said about yet."""
+        return len(self.micros) * recomputations if self.fitting is None else len(self.fitting)
 
 
 def fill(
@@ -101,46 +113,56 @@ def fill(
         opened: levers of `space.OPTIONAL` to propose.
         under_seconds: steps that cannot be faster than this are of no interest.
         slack: nor those that cannot be faster than so many times the best.
-        most_rows: to look at; none = all.
+        most_rows: to look at closely; none = all.
 
     Raises:
         ThriftyError: no layout is legal, or a lever that the software does not run.
     """
     pool, bounds = Pool(), Bounds(job, cluster, base)
     again = space.recomputations(base, given)
-    rows = _rows(pool, job, cluster, base, given, opened, len(again))
+    rows = _rows(pool, job, cluster, base, given, opened, again)
     heap = [
         (bounds.rough(row.layout, row.setting.precision, row.setting.compile), number, row)
         for number, row in enumerate(rows)
     ]
     heapq.heapify(heap)
-    best, seen = math.inf, 0
+    # Compiling shortens steps and lengthens the start-up, so each way has a best of its own.
+    best, seen = {row.setting.compile: math.inf for row in rows}, 0
     while heap:
-        bound, number, row = heapq.heappop(heap)
-        if bound > min(under_seconds, slack * best) or seen == most_rows:
-            heap.append((bound, number, row))
+        bound, number, row = heap[0]
+        if bound > min(under_seconds, slack * max(best.values())) or (seen == most_rows and row.fitting is None):
             break
-        if row.fitting is None:
+        heapq.heappop(heap)
+        if bound > slack * best[row.setting.compile]:
+            pool.excluded[TOO_SLOW] += row.left(len(again))
+        elif not row.close:
             seen += 1
+            row.close = True
+            close = bounds.close(_recipe(base, row, row.micros[-1], again[0]), row.micros[0])
+            heapq.heappush(heap, (max(bound, close), number, row))
+        elif row.fitting is None:
             row.fitting = _fitting(pool, job, cluster, base, row, again)
             if row.fitting:
-                least = min((one.recompute for one, _ in row.fitting), key=again.index)
-                largest = row.fitting[-1][0].model_copy(update={"recompute": least})
-                close = bounds.close(largest, row.micros[0])
-                heapq.heappush(heap, (max(bound, close), number, row))
-            continue
-        for recipe, used in row.fitting:
-            run = estimate(job, cluster, recipe, used)
-            pool.fitting.append(Candidate(recipe, run, True))
-            best = min(best, run.step.total)
-    pool.excluded[TOO_SLOW] += sum(
-        len(row.micros) * len(again) if row.fitting is None else len(row.fitting) for _, _, row in heap
-    )
+                heapq.heappush(heap, (max(bound, _close(bounds, row)), number, row))
+        else:
+            for recipe, used in row.fitting:
+                run = estimate(job, cluster, recipe, used)
+                pool.fitting.append(Candidate(recipe, run, True))
+                best[recipe.compile] = min(best[recipe.compile], run.step.total)
+    pool.excluded[TOO_SLOW] += sum(row.left(len(again)) for _, _, row in heap)
     return pool
 
 
+def _close(bounds: Bounds, row: _Row) -> float:
+    """The close bound of those that fit: the least over the kinds of recomputation that they need."""
+    groups: dict[str, list[Recipe]] = {}
+    for recipe, _ in row.fitting or ():
+        groups.setdefault(recipe.recompute, []).append(recipe)
+    return min(bounds.close(group[-1], group[0].batch.micro_sequences) for group in groups.values())
+
+
 def _rows(
-    pool: Pool, job: Job, cluster: Cluster, base: Recipe, given: Tree, opened: Sequence[str], recomputations: int
+    pool: Pool, job: Job, cluster: Cluster, base: Recipe, given: Tree, opened: Sequence[str], again: Sequence[str]
 ) -> list[_Row]:
     """Every legal row, in the order of layouts and settings."""
     settings, micro = space.levers(base, cluster, given, opened), at(given, "batch.micro_sequences")
@@ -153,16 +175,16 @@ def _rows(
             continue
         ours = [one for one in settings if not space.is_pointless(layout, one, settings[0], runs, given)]
         sizes = [micro] if micro else space.divisors(each)
-        micros = _micros(pool, layout, sizes, each, recomputations * len(ours))
+        micros = _micros(pool, layout, sizes, each, len(again) * len(ours))
         for setting in ours if micros else ():
             asked = layout.tensor > 1 and layout.tensor_overlap, setting
             if asked not in refused:
-                refused[asked] = legal.by_levers(_with(base, layout, setting))
+                refused[asked] = legal.by_levers(_recipe(base, _Row(layout, setting, micros), 1, again[0]))
             reason = refused[asked]
             if reason is None:
                 found.append(_Row(layout, setting, micros))
             else:
-                pool.refuse(reason, len(micros) * recomputations)
+                pool.refuse(reason, len(micros) * len(again))
     return found
 
 
@@ -182,12 +204,14 @@ def _micros(
     return found
 
 
-def _with(base: Recipe, layout: Layout, setting: Levers) -> Recipe:
+def _recipe(base: Recipe, row: _Row, micro: int, recompute: str) -> Recipe:
     # Copied, not built: checking each recipe again would be most of the search's time.
+    setting = row.setting
     return base.model_copy(
         update={
-            "layout": layout, "precision": setting.precision, "compile": setting.compile,
-            "optimizer": setting.optimizer, "exchange": setting.exchange,
+            "layout": row.layout, "precision": setting.precision, "compile": setting.compile,
+            "optimizer": setting.optimizer, "exchange": setting.exchange, "recompute": recompute,
+            "batch": Batch.model_construct(sequences=base.batch.sequences, micro_sequences=micro),
         }
     )  # fmt: skip
 
@@ -196,15 +220,15 @@ def _fitting(
     pool: Pool, job: Job, cluster: Cluster, base: Recipe, row: _Row, again: Sequence[str]
 ) -> list[tuple[Recipe, Memory]]:  # fmt: skip
     """Each microbatch that fits, with the least recomputation that it fits with."""
-    usable, less = usable_bytes(cluster, row.layout.ranks), 0
-    recipe, found = _with(base, row.layout, row.setting), list[tuple[Recipe, Memory]]()
+    usable, less, found = usable_bytes(cluster, row.layout.ranks), 0, list[tuple[Recipe, Memory]]()
+    each = base.batch.sequences // row.layout.data_ranks
     number = 0
     while number < len(row.micros):
-        batch = Batch.model_construct(sequences=base.batch.sequences, micro_sequences=row.micros[number])
-        if recipe.layout.data_ranks * batch.micro_sequences == batch.sequences:
-            less = 0  # one microbatch, which has no gradients of earlier ones to hold
+        micro = row.micros[number]
+        if micro == each:
+            less = 0  # the only microbatch, which has no gradients of earlier ones to hold
         while less < len(again):
-            one = recipe.model_copy(update={"batch": batch, "recompute": again[less]})
+            one = _recipe(base, row, micro, again[less])
             used = memory(job, cluster, one)
             if used.peak <= usable:
                 pool.excluded[RECOMPUTES_MORE] += len(again) - 1 - less
@@ -215,6 +239,7 @@ def _fitting(
             less += 1
         pool.excluded[TOO_LARGE] += less
         if less == len(again) and number < len(row.micros) - 1:
+            # Nothing larger fits, but perhaps the last.
             pool.excluded[TOO_LARGE] += (len(row.micros) - 2 - number) * len(again)
             number = len(row.micros) - 2
         number += 1

@@ -3,7 +3,8 @@
 Layouts are told apart from levers, and both are made once: a search combines them with microbatches. What is hardly
 ever best is not proposed, only kept where the user gives it: GPipe (1F1B takes as long and holds less), tensor
 parallelism without sequence parallelism (the same bytes, more memory) where that divides, tensor groups that cross
-nodes, and groups that share optimizer states but end neither with a node nor with an island of the cluster.
+nodes, interleaved chunks that hold unequal numbers of layers, and groups of data ranks, beside model parallelism or
+under ZeRO-1, that end neither with a node nor with an island.
 """
 
 from __future__ import annotations
@@ -244,14 +245,16 @@ def _shardings(cluster: Cluster, runs: Runs, asked: Tree, base: Layout, ranks: i
 
 
 def _shard_sizes(cluster: Cluster, runs: Runs, base: Layout, ranks: int, zero: int) -> Sequence[int]:
-    """All sizes under ZeRO-3, whose gathers cost most; else all ranks, or those of a node or of an island."""
+    """Every size where all ranks see different samples; else all data ranks, or those of a node or of an island."""
     if zero == 0 or "island" not in runs.axes:
         return [ranks]
-    if zero == 3:
+    if zero == 3 and base.ranks == 1:
         return divisors(ranks)
     per_node = cluster.per_node // (base.tensor * base.context)
     edges = {math.gcd(ranks, per_node) if per_node else 1, math.gcd(ranks, ranks // math.gcd(ranks, cluster.islands))}
-    return [ranks, *sorted(size for size in edges if 1 < size < ranks)]
+    if zero == 3:
+        edges.add(1)  # replicas, which under ZeRO-1 are those that share nothing
+    return [ranks, *sorted(size for size in edges if (zero == 3 or size > 1) and size < ranks)]
 
 
 def _expert_sizes(job: Job, runs: Runs, asked: Tree, ranks: int) -> Sequence[int]:
