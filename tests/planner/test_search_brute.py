@@ -103,7 +103,7 @@ def base_of(software: str, sequences: int = 8) -> Recipe:
 KEPT = {"precision": "bf16"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(jobs(), clusters(), st.sampled_from(sorted(RUNS)))
 def test_nothing_that_fits_is_faster_than_what_the_search_prices(job: Job, cluster: Cluster, software: str) -> None:
     base = base_of(software)
