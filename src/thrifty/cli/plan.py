@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,12 @@ from thrifty.cli.common import Json, On, RecipeFile, Sets
 
 if TYPE_CHECKING:
     from thrifty.laws.law import LossLaw
+    from thrifty.planner.search import Search
+    from thrifty.planner.sizes import Size
+    from thrifty.spec import Cluster, Job
+    from thrifty.spec.load import Settings
+
+_LEVERS = ("lowbit", "optimizer8bit", "compression", "localsteps")  # planner.space.OPTIONAL, which is slow to import
 
 
 def command(
@@ -42,37 +49,86 @@ def command(
         str | None,
         typer.Option("--law", metavar="FILE[@DATASET]", help="Loss law of fit-law, in place of the published one."),
     ] = None,
+    objective: Annotated[
+        str, typer.Option("--objective", metavar="WHAT", help="What to have least of: usd, time, energy or co2.")
+    ] = "usd",
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="TIME", help="Longest that the run may take, e.g. 30d.")
+    ] = None,
+    software: Annotated[
+        str | None,
+        typer.Option("--software", metavar="NAME", help="What runs it: thrifty, torchtitan, megatron, ...; or any."),
+    ] = None,
+    levers: Annotated[
+        str | None,
+        typer.Option("--levers", metavar="A,B", help="Also those that change the numbers: " + ", ".join(_LEVERS) + "."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Price a job on a cluster, choose the cheapest recipe that fits, and write it as a plan.
 
-    Without a job, say which model to train: for a sum of money (--budget), or to a loss (--target-loss).
+    Without a job, say which model to train: for a sum of money (--budget), or to a loss (--target-loss). A range of
+    devices, --on 8..1024xh100, prices each power of two and takes the best within the limits.
     """
     from thrifty.cli.common import print_json, quantity, resolve
     from thrifty.planner import expected_loss, screen
     from thrifty.planner.emit import write_plan, write_text
     from thrifty.planner.explain import explain
-    from thrifty.planner.search import search
 
     usd, by = quantity(budget, "usd", "--budget"), _law(law)
     if job is None:
         _advise(usd, target_loss, by, on, recipe, sets, out, html, json)
         return
-    request = resolve(job, on, recipe, sets)
-    asked = request.job if target_loss is None else expected_loss.job_for_target(request.job, target_loss, by)
-    found = search(asked, request.cluster, request.recipe)
-    found = found if usd is None else expected_loss.within_budget(found, usd)
+    wanted = {
+        "objective": objective,
+        "deadline_seconds": quantity(deadline, "seconds", "--deadline"),
+        "software": software,
+        "levers": tuple(name.strip() for name in levers.split(",")) if levers else (),
+    }
+
+    def asked(cluster: str | None) -> tuple[Job, Cluster, Settings]:
+        request = resolve(job or "", cluster, recipe, sets)
+        told = request.job if target_loss is None else expected_loss.job_for_target(request.job, target_loss, by)
+        return told, request.cluster, request.recipe
+
+    found, sizes = _search(asked, on, usd, wanted)
     told = explain(replace(found, plan=expected_loss.with_law(found.plan, by)))
     write_plan(told.plan, out)
     if html is not None:
         write_text(html, screen.html_page(told, f"{told.plan.job.name} on {told.plan.cluster.name}"), "--html")
     if json:
-        print_json(told.as_json() | {"out": str(out), "html": str(html) if html else None})
+        extra = {"out": str(out), "html": str(html) if html else None, "sizes": [one.as_json() for one in sizes]}
+        print_json(told.as_json() | extra)
         return
     console = screen.console()
+    if sizes:
+        console.print(screen.sizes_table(sizes, console.width))
+        console.print()
     console.print(screen.render(told, console.width))
     written = f"{out} and {html}" if html else str(out)
     console.print(f"\nwritten: {written}   next: thrifty train {out}", markup=False, soft_wrap=True)
+
+
+def _search(
+    asked: Callable[[str | None], tuple[Job, Cluster, Settings]], on: str | None, usd: float | None,
+    wanted: dict[str, Any],
+) -> tuple[Search, tuple[Size, ...]]:  # fmt: skip
+    """The plan; with a range of devices, also every size that was tried."""
+    from thrifty.catalog import lookup
+    from thrifty.planner.expected_loss import within_budget
+    from thrifty.planner.search import search
+    from thrifty.planner.sizes import doubling, search_sizes
+
+    span = lookup.short_form_range(on, f"--on {on}") if on else None
+    if span is None:
+        found = search(*asked(on), **wanted)
+        return (found if usd is None else within_budget(found, usd)), ()
+    low, high, name = span
+    per_node = lookup.machine(name).at("per_node")
+    sizes = search_sizes(
+        doubling(low, high, per_node), lambda devices: asked(f"{devices}x{name}"), budget_usd=usd, **wanted
+    )
+    return next(one.found for one in sizes if one.chosen and one.found), sizes
 
 
 def _law(text: str | None) -> LossLaw:

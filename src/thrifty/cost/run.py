@@ -36,8 +36,11 @@ class Run:
     memory: Memory
 
 
-def estimate(job: Job, cluster: Cluster, recipe: Recipe) -> Run:
+def estimate(job: Job, cluster: Cluster, recipe: Recipe, used: Memory | None = None) -> Run:
     """Prices a recipe.
+
+    Args:
+        used: its memory, where the caller has asked for that already.
 
     Raises:
         ThriftyError: the accelerator has no rate for the recipe's precision.
@@ -58,7 +61,7 @@ def estimate(job: Job, cluster: Cluster, recipe: Recipe) -> Run:
     # Goodput is the share of wall time that is useful; the rest of it is lost to restarts, stragglers and hand-overs.
     parts["other"] = sum(parts.values()) * (1 / cluster.goodput.value - 1)
     seconds = sum(parts.values())
-    return Run(steps, step, parts, seconds, energy.price_usd(cluster, seconds), memory(job, cluster, recipe))
+    return Run(steps, step, parts, seconds, energy.price_usd(cluster, seconds), used or memory(job, cluster, recipe))
 
 
 def with_experiments(job: Job, figure: Figure) -> Figure:

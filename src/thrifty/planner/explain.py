@@ -52,8 +52,10 @@ class Explanation:
         capacity_bytes: memory of one rank's devices; a plan may fill `usable_bytes` of it.
         limits: what a step waits for and its share of the step, largest first.
         no_loss: why there is no predicted loss; empty where there is one.
-        tried: recipes priced; `excluded` of them do not fit.
+        tried: recipes considered; `excluded` of them do not fit.
         kept: keys that the user gave.
+        excluded_by: of those tried, how many were not priced in full, by reason.
+        illegal: ways to divide the devices that cannot run, by reason.
     """
 
     plan: Plan
@@ -66,6 +68,8 @@ class Explanation:
     tried: int
     excluded: int
     kept: tuple[str, ...]
+    excluded_by: dict[str, int]
+    illegal: dict[str, int]
 
     @property
     def programme(self) -> dict[str, Figure]:
@@ -86,6 +90,8 @@ class Explanation:
             "tried": self.tried,
             "excluded": self.excluded,
             "kept": list(self.kept),
+            "excluded_by": self.excluded_by,
+            "illegal": self.illegal,
         }
 
 
@@ -106,6 +112,8 @@ def explain(found: Search) -> Explanation:
         tried=found.tried,
         excluded=found.excluded,
         kept=found.kept,
+        excluded_by=found.excluded_by,
+        illegal=found.illegal,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from thrifty.planner.explain import Assumption, Explanation
 from thrifty.planner.reasons import show_layout
+from thrifty.planner.sizes import Size
 from thrifty.spec import units
 from thrifty.spec.bill import MEMORY_TERMS
 from thrifty.spec.figure import Figure
@@ -62,7 +63,7 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from (wrapped(reason, width, "- ") for reason in told.plan.reasons)
     if told.runners_up:
         yield Text()
-        yield from _runners_up(told)
+        yield from _runners_up(told, width)
     yield Text()
     yield from _assumptions(told, width)
 
@@ -120,17 +121,45 @@ def _memory(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield wrapped("  ".join(legend), width, "  ")
 
 
-def _runners_up(told: Explanation) -> Iterator[RenderableType]:
-    priced = f"{told.tried:,} recipes priced, {told.excluded:,} of them too large"
-    yield Text(f"next best ({priced})", style="bold")
+def _runners_up(told: Explanation, width: int) -> Iterator[RenderableType]:
+    yield wrapped(f"next best of {_counts(told)}", width, style="bold")
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
     for way in told.runners_up:
         more = f"{way.seconds / told.plan.predicted.seconds.value - 1:+.1%}"
-        again = ", recompute" if way.recompute == "full" else ""
+        again = "" if way.recompute == "none" else f", recompute {way.recompute}"
         what = f"- {way.layout}, {way.precision}{again}, microbatch {way.micro_sequences}"
         money, memory = units.show(way.usd, "usd"), units.show(way.peak_bytes, "byte")
         table.add_row(what, money, units.show(way.seconds, "s"), more, memory)
     yield table
+
+
+def _counts(told: Explanation) -> str:
+    """How many recipes there were, and why most of them were left out."""
+    priced = told.tried - sum(told.excluded_by.values())
+    parts = [f"{told.tried:,} recipes: {priced:,} priced"]
+    parts += [f"{number:,} {reason}" for reason, number in told.excluded_by.items() if number]
+    illegal = [f"{number:,} {reason}" for reason, number in told.illegal.items()]
+    return ", ".join(parts) + (f"; of layouts left out, {', '.join(illegal)}" if illegal else "")
+
+
+def sizes_table(sizes: Sequence[Size], width: int = WIDTH) -> RenderableType:
+    """Money and time of every number of devices that nothing beats, and of the one chosen."""
+    table = Table(box=None, padding=(0, 1), show_header=True, pad_edge=False, header_style="", width=width)
+    for column in ("devices", "time", "money", "energy", "CO2", "layout"):
+        table.add_column(column, justify="left" if column == "layout" else "right", no_wrap=True)
+    for one in sizes:
+        if one.found is not None and (one.on_front or one.chosen):
+            bill, layout = one.found.plan.predicted, show_layout(one.found.plan.recipe.layout)
+            cells = (f"{one.devices:,}", str(bill.seconds), str(bill.usd), str(bill.energy), str(bill.co2), layout)
+            table.add_row(*cells, style="bold" if one.chosen else "")
+    beaten = sum(one.found is not None and not one.on_front for one in sizes)
+    lacking = [f"{one.devices:,}" for one in sizes if one.found is None]
+    notes = [f"{beaten} sizes that cost more and take longer than another"] if beaten else []
+    notes += [f"nothing fits {', '.join(lacking)}"] if lacking else []
+    chosen = next(one.devices for one in sizes if one.chosen)
+    more = f"; not shown: {', '.join(notes)}" if notes else ""
+    head = Text("devices that nothing beats in both money and time", style="bold")
+    return Group(head, table, wrapped(f"the plan is for {chosen:,} devices{more}", width))
 
 
 def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
