@@ -1,0 +1,136 @@
+"""The same job on as many devices of another kind, and the price of a device-hour at which the two cost the same.
+
+    break-even    money of the plan / (devices x hours of the rival)
+
+A rival is priced over recipes near the plan's, not searched whole: what wins here deserves a plan of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from thrifty.catalog import lookup
+from thrifty.cost import energy
+from thrifty.planner.search import Search
+from thrifty.planner.shortlist import cheapest_fitting, show_recipe, variations
+from thrifty.planner.space import divisors
+from thrifty.spec.cluster import Cluster
+from thrifty.spec.figure import Figure
+from thrifty.spec.load import build, from_dict
+from thrifty.spec.plan import Plan
+from thrifty.spec.recipe import Layout, Recipe
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The job on another accelerator.
+
+    Attributes:
+        recipe: the cheapest of those tried that fits, in words; empty where none fits.
+        price: of a device-hour with its date, where the catalog knows one.
+        usd: of the run at that price; none without a price.
+        break_even: dollars for a device-hour of the rival at which it costs what the plan costs.
+        own_break_even: dollars for a device-hour of the plan's own at which it costs what the rival costs.
+    """
+
+    accelerator: str
+    devices: int
+    recipe: str
+    seconds: float | None
+    joules: float | None
+    price: float | None
+    price_date: str
+    price_source: str
+    usd: float | None
+    break_even: float | None
+    own_break_even: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return asdict(self)
+
+
+def rivals(found: Search, named: Sequence[str] = ()) -> tuple[Rival, ...]:
+    """The named accelerators, then the cheapest others of the catalog that have a price and fit.
+
+    Args:
+        named: names or aliases of the catalog.
+
+    Raises:
+        ThriftyError: a name that the catalog does not have.
+    """
+    plan = found.plan
+    wanted = [lookup.accelerator_name(name, "--rival") for name in named]
+    asked = [_rival(found, name) for name in dict.fromkeys(wanted)]
+    own = plan.cluster.accelerator
+    others = [] if own.kind == "cpu" else [name for name in lookup.accelerators() if name not in (own.name, *wanted)]
+    priced = [_rival(found, name) for name in others if _comparable(plan, name)]
+    fitting = sorted((one for one in priced if one.usd is not None), key=lambda one: one.usd or 0.0)
+    return (*asked, *fitting[:SHOWN])
+
+
+def _comparable(plan: Plan, name: str) -> bool:
+    """Whether a chip of the catalog has a price, and is of the plan's kind with the rate that the plan needs."""
+    chip = lookup.accelerator(name)
+    rates = chip.at("peak_flops")
+    same = chip.at("kind") == plan.cluster.accelerator.kind and plan.recipe.precision in rates
+    return same and lookup.price(name) is not None
+
+
+def _rival(found: Search, name: str) -> Rival:
+    plan, cost = found.plan, lookup.price(name)
+    cluster = _cluster(plan, name, cost)
+    ways = list(dict.fromkeys(way for seed in _seeds(found, cluster) for way in variations(plan.job, seed, found.kept)))
+    best = cheapest_fitting(plan.job, cluster, ways)
+    usual: dict[str, Any] = {
+        "accelerator": name,
+        "devices": cluster.devices,
+        "price": cost.value if cost else None,
+        "price_date": cost.date if cost else "",
+        "price_source": cost.source if cost else "",
+    }
+    if best is None:
+        return Rival(**usual, recipe="", seconds=None, joules=None, usd=None, break_even=None, own_break_even=None)
+    own_hours = plan.cluster.devices * plan.predicted.seconds.value / 3600
+    return Rival(
+        **usual,
+        recipe=show_recipe(best.recipe),
+        seconds=best.run.seconds,
+        joules=energy.energy_joules(cluster, best.run.seconds),
+        usd=best.run.usd if cost else None,
+        break_even=plan.predicted.usd.value / (cluster.devices * best.run.seconds / 3600),
+        own_break_even=best.run.usd / own_hours if cost else None,
+    )
+
+
+def _cluster(plan: Plan, name: str, cost: Figure | None) -> Cluster:
+    """As many devices as the plan has, in nodes as full as divides them; where a plan runs on a CPU, one device."""
+    own, machine = plan.cluster, lookup.machine(name)
+    devices = 1 if own.accelerator.kind == "cpu" else own.devices
+    per_node = max(size for size in divisors(devices) if size <= int(machine.at("per_node")))
+    nodes = devices // per_node
+    free = Figure(value=0.0, unit="usd/h", provenance="assumed", source="no price is known")
+    surroundings = {"grid": own.grid.model_dump(), "price": (cost or free).model_dump()}
+    counts = {"name": lookup.cluster_name(name, nodes, per_node), "nodes": nodes, "per_node": per_node}
+    islands = own.islands if nodes % own.islands == 0 else 1
+    given = from_dict({**counts, "islands": islands, **surroundings}, "rival")
+    return build(Cluster, given.over(lookup.machine(name, nodes)), "")
+
+
+def _seeds(found: Search, cluster: Cluster) -> Iterator[Recipe]:
+    """The plan's recipe and its runners-up, in a precision that the rival has."""
+    rates = cluster.accelerator.peak_flops
+    for recipe in (found.plan.recipe, *(one.recipe for one in found.runners_up)):
+        update: dict[str, Any] = {
+            "evaluation": found.plan.recipe.evaluation,
+            "checkpoint": found.plan.recipe.checkpoint,
+        }
+        if recipe.precision not in rates:
+            update["precision"] = "bf16" if "bf16" in rates else "fp32"
+        if found.plan.cluster.accelerator.kind == "cpu":
+            update["layout"] = Layout()
+        yield recipe.model_copy(update=update)
