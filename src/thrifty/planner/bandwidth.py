@@ -1,6 +1,6 @@
 """What bandwidth does a plan need? How exposed it is on each link, when another node pays, and how far to grow.
 
-    exposed share       communication that a step waits for / the step
+    exposed share       communication that a step waits for, without a pipeline's bubble / the step
     needed              least bandwidth of a link at which the exposed share is at most 5% (1%), all else equal
     doubling pays       twice the nodes make a step at least 5% shorter, the batch being the same
     as cheap a token    twice the nodes cost at most 5% more a token
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from thrifty.cost.step import step_seconds
+from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.cost.traffic import LINKS, collectives, sent_by_link
 from thrifty.planner.assumptions import changed, figure_at
 from thrifty.planner.shortlist import price, show_recipe, variations
@@ -137,7 +137,7 @@ class Bandwidth:
 
 def bandwidth(plan: Plan) -> Bandwidth:
     """What bandwidth a plan needs and how far it can grow."""
-    sent = sent_by_link(collectives(plan.job.model, plan.cluster, plan.recipe))
+    sent = sent_by_link(collectives(plan.job, plan.cluster, plan.recipe))
     links = [_link_need(plan.job, plan.cluster, plan.recipe, link) for link in LINKS if sent[link]]
     return Bandwidth(tuple(links), growth(plan.job, plan.cluster, plan.recipe))
 
@@ -146,9 +146,12 @@ def bandwidth(plan: Plan) -> Bandwidth:
 
 
 def exposed_share(job: Job, cluster: Cluster, recipe: Recipe) -> float:
-    """The part of a step that waits for communication."""
-    step = step_seconds(job, cluster, recipe)
-    return step.communication / step.total
+    """The part of a step that waits for communication; a pipeline's bubble is not in it."""
+    return _exposed(step_seconds(job, cluster, recipe))
+
+
+def _exposed(step: StepSeconds) -> float:
+    return (step.communication - step.bubble) / step.total
 
 
 def needed(job: Job, cluster: Cluster, recipe: Recipe, link: str, share: float) -> Need:
@@ -179,7 +182,7 @@ def _link_need(job: Job, cluster: Cluster, recipe: Recipe, link: str) -> LinkNee
     for factor in _CURVE:
         step = step_seconds(job, changed(cluster, path, factor * today), recipe)
         rate = tokens_per_step(job, recipe) / step.total
-        curve.append(Point(factor * today, rate, step.communication / step.total))
+        curve.append(Point(factor * today, rate, _exposed(step)))
     needs = tuple(needed(job, cluster, recipe, link, share) for share in EXPOSED)
     return LinkNeed(link, today, exposed_share(job, cluster, recipe), needs, tuple(curve))
 

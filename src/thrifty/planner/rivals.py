@@ -16,6 +16,7 @@ from thrifty.cost import energy
 from thrifty.planner.search import Search
 from thrifty.planner.shortlist import cheapest_fitting, show_recipe, variations
 from thrifty.planner.space import divisors
+from thrifty.spec import units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.figure import Figure
 from thrifty.spec.load import build, from_dict
@@ -134,3 +135,32 @@ def _seeds(found: Search, cluster: Cluster) -> Iterator[Recipe]:
         if found.plan.cluster.accelerator.kind == "cpu":
             update["layout"] = Layout()
         yield recipe.model_copy(update=update)
+
+
+def sentences(plan: Plan, found: Sequence[Rival]) -> Iterator[str]:
+    """Each rival's money and time, and the price of a device-hour at which it costs what the plan costs."""
+    own = plan.cluster.accelerator.name
+    for one in found:
+        which = f"{one.devices:,} x {one.accelerator}"
+        if one.seconds is None or one.break_even is None:
+            yield f"{which}: none of the recipes tried fits"
+            continue
+        even = f"the two cost the same at {units.show(one.break_even, 'usd/h')}"
+        if one.usd is None or one.price is None or one.own_break_even is None:
+            yield f"{which}: {units.show(one.seconds, 's')}, no price is known; {even}"
+            continue
+        beside = _beside(one.usd / plan.predicted.usd.value)
+        cost = f"{units.show(one.usd, 'usd')} ({beside}) and {units.show(one.seconds, 's')}"
+        dated = f" ({one.price_date[:7]})" if one.price_date else ""
+        even += f", or {own} at {units.show(one.own_break_even, 'usd/h')}"
+        yield f"{which} at {units.show(one.price, 'usd/h')}{dated}: {cost}; {even}"
+    if found:
+        yield f"other devices are priced as if {plan.recipe.software} ran as well on them"
+
+
+def _beside(ratio: float) -> str:
+    if abs(ratio - 1) < 0.005:
+        return "as much"
+    if ratio >= 2:
+        return f"{ratio:,.3g} times as much"
+    return f"{abs(ratio - 1):.0%} {'more' if ratio > 1 else 'less'}"

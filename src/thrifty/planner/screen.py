@@ -36,10 +36,10 @@ def render(told: Explanation, width: int = WIDTH) -> RenderableType:
     return Group(*_sections(told, width))
 
 
-def html_page(told: Explanation, title: str) -> str:
-    """The same screen as one HTML file that needs nothing else."""
+def html_page(told: Explanation, title: str, *more: RenderableType) -> str:
+    """The same screen, and what else it is given, as one HTML file that needs nothing else."""
     recorder = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    recorder.print(render(told))
+    recorder.print(render(told), *more, sep="\n")
     page = recorder.export_html(inline_styles=True)
     head = f'<head>\n<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>'
     return page.replace("<head>", head, 1)
@@ -51,10 +51,10 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from _memory(told, width)
     yield Text()
     named = [f"{what} {share:.0%}" for what, share in told.limits.items() if share >= _LEAST_SHARE]
-    yield _wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
+    yield wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
     yield Text()
     yield Text("why", style="bold")
-    yield from (_wrapped(reason, width, "- ") for reason in told.plan.reasons)
+    yield from (wrapped(reason, width, "- ") for reason in told.plan.reasons)
     if told.runners_up:
         yield Text()
         yield from _runners_up(told)
@@ -62,7 +62,7 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from _assumptions(told, width)
 
 
-def _wrapped(text: str, width: int, bullet: str = "", style: str = "") -> Text:
+def wrapped(text: str, width: int, bullet: str = "", style: str = "") -> Text:
     """Text in lines of `width`, those after the first indented."""
     lines = textwrap.fill(text, width, initial_indent=bullet, subsequent_indent="  ", break_on_hyphens=False)
     return Text(lines, style=style)
@@ -76,9 +76,9 @@ def _headline(told: Explanation, width: int) -> Iterator[Text]:
     rate = f"{units.show(bill.tokens_per_second.value, 'token')} tok/s, MFU {bill.mfu.value:.1%}"
     tokens = recipe.batch.sequences * plan.job.sequence_length
     batch = f"{plan.total_steps:,} steps of {units.show(tokens, 'token')}, {bill.step_seconds} each"
-    yield _wrapped(f"{bill.tokens} tokens in {batch}; {rate}; {loss}", width)
+    yield wrapped(f"{bill.tokens} tokens in {batch}; {rate}; {loss}", width)
     accumulated = f" x {recipe.accumulation} accumulated" if recipe.accumulation > 1 else ""
-    yield _wrapped(
+    yield wrapped(
         f"{recipe.precision}; {show_layout(recipe.layout)}; microbatch {recipe.batch.micro_sequences}{accumulated}; "
         f"recompute {recipe.recompute}; compile {'on' if recipe.compile else 'off'}; "
         f"{recipe.optimizer.name} {recipe.optimizer.lr:g}, {recipe.schedule.name}",
@@ -109,7 +109,7 @@ def _memory(told: Explanation, width: int) -> Iterator[RenderableType]:
     free = "".join("|" if column == mark else "." for column in range(drawn, long))
     yield bar.append(free + "]", style="dim")
     legend = [f"{name[0].upper()} {name} {units.show(value, 'byte')}" for name, value in terms.items()]
-    yield _wrapped("  ".join(legend), width, "  ")
+    yield wrapped("  ".join(legend), width, "  ")
 
 
 def _runners_up(told: Explanation) -> Iterator[RenderableType]:
@@ -131,7 +131,7 @@ def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
     for provenance in ("published", "assumed"):
         named = [_named(one) for one in told.assumptions if one.provenance == provenance]
         if named:
-            yield _wrapped(f"{provenance}: {', '.join(named)}", width, "- ")
+            yield wrapped(f"{provenance}: {', '.join(named)}", width, "- ")
 
 
 def _named(one: Assumption) -> str:

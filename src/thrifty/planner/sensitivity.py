@@ -134,7 +134,13 @@ def sensitivity(found: Search) -> Sensitivity:
             swings.append(_swing(plan, one, ends, basis, recipes))
     swings.sort(key=lambda swing: tuple(-abs(getattr(swing.high, cost) - getattr(swing.low, cost)) for cost in _COSTS))
     return Sensitivity(
-        base.usd, base.seconds, base.joules, base.grams, tuple(swings), len(recipes), tuple(_sentences(base, swings))
+        base.usd,
+        base.seconds,
+        base.joules,
+        base.grams,
+        tuple(swings),
+        len(recipes),
+        tuple(_sentences(base, swings, len(recipes) - 1)),
     )
 
 
@@ -244,15 +250,17 @@ def _after(base: End, seconds: float) -> End:
 # ---- in words
 
 
-def _sentences(base: End, swings: Sequence[Swing]) -> Iterator[str]:
+def _sentences(base: End, swings: Sequence[Swing], others: int) -> Iterator[str]:
     """What would change the answer: figures at which another recipe wins, and the one that moves the bill most."""
     for swing in swings:
         if swing.flips_at is not None:
             side = "above" if swing.flips_at > swing.value else "below"
             at, now = units.show(swing.flips_at, swing.unit), units.show(swing.value, swing.unit)
             yield f"{swing.name} {side} {at} (now {now}): {swing.flips_to} would be over {NEAR:.0%} cheaper"
-    if all(swing.flips_at is None for swing in swings):
-        yield f"no figure, moved alone within its range, makes another recipe over {NEAR:.0%} cheaper"
+    if not others:
+        yield "the recipe left nothing open that was near it, so that no other was tried"
+    elif all(swing.flips_at is None for swing in swings):
+        yield f"no figure, moved alone within its range, makes one of {others} other recipes over {NEAR:.0%} cheaper"
     largest = swings[0]
     ends = sorted((largest.low.usd, largest.high.usd))
     low, high = (units.show(usd, "usd") for usd in ends)
