@@ -7,93 +7,16 @@ here that those do not give. `planner.terms` evaluates the formula, and its test
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
 
 from thrifty.cost import constants, flops
 from thrifty.cost.energy import JOULES_PER_KWH
 from thrifty.cost.params import total_parameters
-from thrifty.cost.run import (
-    Run,
-    checkpoint_seconds,
-    checkpoints,
-    estimate,
-    evaluation_batches,
-    evaluation_seconds,
-    evaluations,
-)
-from thrifty.cost.traffic import Collective, collectives, evaluation_by_link, sent_by_link
+from thrifty.cost.run import checkpoint_seconds, checkpoints, evaluation_batches, evaluation_seconds
+from thrifty.cost.traffic import Collective, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
-from thrifty.planner.assumptions import figure_at
+from thrifty.planner.numbers import Derivation, Made, Number, modelled
 from thrifty.spec import units
 from thrifty.spec.plan import Plan
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number of a formula.
-
-    Attributes:
-        name: as it stands in the formula.
-        value: in `unit`, a base unit.
-        provenance: of a figure; `given` for what the job, the cluster or the recipe says.
-        source: where it comes from: a paper or page, a key of the plan, a term of the bill, a function of the model.
-    """
-
-    name: str
-    value: float
-    unit: str
-    provenance: str
-    source: str
-    date: str = ""
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """A formula in the syntax of `planner.formula`, its numbers, and lines about what stands behind them."""
-
-    formula: str
-    numbers: tuple[Number, ...]
-    details: tuple[str, ...] = ()
-
-
-class Made:
-    """A plan with what the cost model says about it, each worked out once and only when asked for."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.job, self.cluster, self.recipe = plan, plan.job, plan.cluster, plan.recipe
-
-    @cached_property
-    def run(self) -> Run:
-        return estimate(self.job, self.cluster, self.recipe)
-
-    @cached_property
-    def sent(self) -> tuple[Collective, ...]:
-        return collectives(self.job, self.cluster, self.recipe)
-
-    def term(self, name: str, as_name: str = "") -> Number:
-        """A term of the bill as a number of another's formula."""
-        figure = dict(self.plan.predicted.terms())[name]
-        return Number(as_name or name, figure.value, figure.unit, figure.provenance, f"--explain {name}")
-
-    def figure(self, path: str, name: str = "") -> Number:
-        """A figure of the cluster."""
-        found = figure_at(self.cluster, path)
-        label = name or path.rpartition(".")[2]
-        return Number(label, found.value, found.unit, found.provenance, found.source or f"cluster.{path}", found.date)
-
-    def given(self, name: str, value: float, key: str, unit: str = "1") -> Number:
-        """What the job, the cluster or the recipe says."""
-        return Number(name, value, unit, "given", key)
-
-    @property
-    def devices(self) -> Number:
-        return self.given("devices", self.cluster.devices, "cluster.nodes x cluster.per_node")
-
-    @property
-    def evaluations(self) -> Number:
-        times = evaluations(self.recipe, self.run.steps)
-        return self.given("evaluations", times, "recipe.evaluation.every_steps, and one at the end")
 
 
 def derive(plan: Plan, term: str) -> Derivation:
@@ -105,10 +28,6 @@ def derive(plan: Plan, term: str) -> Derivation:
     family, _, key = term.partition(".")
     made = Made(plan)
     return _FAMILIES[family](made, key) if key else _TERMS[term](made)
-
-
-def _modelled(name: str, value: float, unit: str, source: str) -> Number:
-    return Number(name, value, unit, "modelled", source)
 
 
 def _slug(name: str) -> str:
@@ -136,7 +55,7 @@ def _limits(made: Made, names: Iterable[str]) -> tuple[Number, ...]:
     """What a step waits for, but for what is nothing."""
     found = {name: made.run.step.limits[name] for name in names}
     kept = {name: seconds for name, seconds in found.items() if seconds} or found
-    return tuple(_modelled(_slug(name), seconds, "s", "cost.step, a step") for name, seconds in kept.items())
+    return tuple(modelled(_slug(name), seconds, "s", "cost.step, a step") for name, seconds in kept.items())
 
 
 def _pace(made: Made) -> tuple[str, ...]:
@@ -204,7 +123,7 @@ def _constant(name: str, seconds: float, what: str) -> Number:
 
 
 def _evaluation(made: Made) -> Derivation:
-    each = _modelled("each", evaluation_seconds(made.recipe, made.run.step), "s", "cost.run: forward passes")
+    each = modelled("each", evaluation_seconds(made.recipe, made.run.step), "s", "cost.run: forward passes")
     batches = evaluation_batches(made.recipe)
     note = f"each: {made.recipe.evaluation.sequences:,} sequences in {batches:,} forward passes of a rank"
     return Derivation("evaluations * each", (made.evaluations, each), (note,))
@@ -217,7 +136,7 @@ def _checkpoint(made: Made) -> Derivation:
     )
     waiting = checkpoint_seconds(made.job, made.cluster, recipe)
     how = "a copy, written aside" if recipe.checkpoint.asynchronous else "written while training waits"
-    return Derivation("checkpoints * each", (times, _modelled("each", waiting, "s", f"cost.run: {how}")))
+    return Derivation("checkpoints * each", (times, modelled("each", waiting, "s", f"cost.run: {how}")))
 
 
 def _other(made: Made) -> Derivation:
@@ -237,8 +156,8 @@ def _model_flops(made: Made) -> Derivation:
         "tokens * (6 * matrix_parameters + attention)",
         (
             made.term("tokens"),
-            _modelled("matrix_parameters", matrices, "1", "cost.flops: that a token meets in products, the head's too"),
-            _modelled("attention", attention, "FLOP", "cost.flops: 3 x forward scores and values of a token"),
+            modelled("matrix_parameters", matrices, "1", "cost.flops: that a token meets in products, the head's too"),
+            modelled("attention", attention, "FLOP", "cost.flops: 3 x forward scores and values of a token"),
         ),
     )
 
@@ -250,10 +169,10 @@ def _hardware_flops(made: Made) -> Derivation:
         "tokens * executed + evaluations * evaluated * forward",
         (
             made.term("tokens"),
-            _modelled("executed", executed, "FLOP", f"cost.flops: a token, recompute {recipe.recompute}"),
+            modelled("executed", executed, "FLOP", f"cost.flops: a token, recompute {recipe.recompute}"),
             made.evaluations,
             made.given("evaluated", recipe.evaluation.sequences * length, "recipe.evaluation.sequences", "token"),
-            _modelled(
+            modelled(
                 "forward", flops.forward_flops_per_token(shape, length), "FLOP", "cost.flops: a third of a token's"
             ),
         ),
@@ -292,7 +211,7 @@ def _memory(made: Made, key: str) -> Derivation:
     if key in ("activations", "logits"):
         tokens = made.recipe.batch.micro_sequences * made.job.sequence_length / made.recipe.layout.context
         held = made.given("tokens", tokens, "recipe.batch.micro_sequences x job.sequence_length", "token")
-        each = _modelled("bytes_each", value / tokens, "byte", f"cost.memory: {source}, a token")
+        each = modelled("bytes_each", value / tokens, "byte", f"cost.memory: {source}, a token")
         layers = (
             f"over {made.job.model.layers} layers: {units.show(value / tokens / made.job.model.layers, 'byte')} each"
         )
@@ -302,7 +221,7 @@ def _memory(made: Made, key: str) -> Derivation:
         "parameters * bytes_each / ways",
         (
             made.given("parameters", total, "job.model"),
-            _modelled("bytes_each", value * ways / total, "byte", f"cost.memory: {source}, over the fullest rank"),
+            modelled("bytes_each", value * ways / total, "byte", f"cost.memory: {source}, over the fullest rank"),
             made.given("ways", ways, "recipe.layout: ranks that share it"),
         ),
     )
@@ -320,7 +239,7 @@ def _peak_memory(made: Made) -> Derivation:
     used = made.run.memory
     always = ("parameters", "optimizer", "runtime")
     rest = used.peak - sum(getattr(used, name) for name in always)
-    moment = _modelled(
+    moment = modelled(
         "fullest_moment", rest, "byte", "cost.memory: gradients, activations, logits and buffers alive together"
     )
     numbers = [made.term(f"memory.{name}", name) for name in always]
@@ -335,9 +254,9 @@ def _link_bytes(made: Made, link: str) -> Derivation:
         "steps * a_step + evaluations * an_evaluation",
         (
             made.term("steps"),
-            _modelled("a_step", a_step, "byte", "cost.traffic: sent by one rank"),
+            modelled("a_step", a_step, "byte", "cost.traffic: sent by one rank"),
             made.evaluations,
-            _modelled("an_evaluation", an_evaluation, "byte", "cost.traffic: sent by one rank"),
+            modelled("an_evaluation", an_evaluation, "byte", "cost.traffic: sent by one rank"),
         ),
         _collectives([one for one in made.sent if one.link == link]),
     )

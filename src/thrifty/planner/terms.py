@@ -8,7 +8,8 @@ from typing import Any
 from thrifty.cost.params import total_parameters
 from thrifty.laws import loss as loss_law
 from thrifty.planner import formula
-from thrifty.planner.derivations import Number, derive
+from thrifty.planner.derivations import derive
+from thrifty.planner.numbers import Number
 from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.figure import Figure
 from thrifty.spec.plan import Plan

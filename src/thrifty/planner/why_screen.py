@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from thrifty.planner import bandwidth
+from thrifty.planner.bandwidth import sentences as bandwidth_sentences
 from thrifty.planner.explain import Explanation
+from thrifty.planner.growth import Size
 from thrifty.planner.rivals import sentences as rival_sentences
 from thrifty.planner.screen import wrapped
 from thrifty.planner.search import Search
@@ -82,7 +83,7 @@ def _why(why: Why, told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from (wrapped(line, width, "- ") for line in why.sensitivity.sentences)
     yield from (wrapped(line, width, "- ") for line in rival_sentences(told.plan, why.rivals))
     yield from _heading("what bandwidth it needs")
-    yield from (wrapped(line, width, "- ") for line in bandwidth.sentences(why.bandwidth))
+    yield from (wrapped(line, width, "- ") for line in bandwidth_sentences(why.bandwidth))
     yield from _sizes(why.bandwidth.growth.sizes)
 
 
@@ -119,7 +120,7 @@ def _tornado(found: Sensitivity, width: int) -> Iterator[RenderableType]:
     shown = [(swing, _moved(swing, base)) for swing in found.swings]
     money = [(swing, "usd") for swing, cost in shown if cost == "usd"][:_MOST_BARS]
     others = [(swing, cost) for swing, cost in shown if cost in ("joules", "grams")]
-    others.sort(key=lambda bar: -_reach(*bar, base))
+    others.sort(key=lambda bar: -_reach(bar[0], bar[1], base))
     titles = ("what the money and the time hang on", "what energy (and of the grid, CO2) hangs on")
     for title, bars in zip(titles, (money, others[: _MOST_BARS // 2]), strict=True):
         if bars:
@@ -160,7 +161,7 @@ def _share(end: End, cost: str, base: float) -> float:
     return value / base - 1
 
 
-def _sizes(sizes: Sequence[bandwidth.Size]) -> Iterator[RenderableType]:
+def _sizes(sizes: Sequence[Size]) -> Iterator[RenderableType]:
     if len(sizes) < 2:
         return
     table = _table("right", "right", "right", "right")
