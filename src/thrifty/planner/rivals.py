@@ -114,12 +114,12 @@ def _cluster(plan: Plan, name: str, cost: Figure | None) -> Cluster:
     devices = 1 if own.accelerator.kind == "cpu" else own.devices
     per_node = max(size for size in divisors(devices) if size <= int(machine.at("per_node")))
     nodes = devices // per_node
-    free = Figure(value=0.0, unit="usd/h", provenance="assumed", source="no price is known")
-    surroundings = {"grid": own.grid.model_dump(), "price": (cost or free).model_dump()}
-    counts = {"name": lookup.cluster_name(name, nodes, per_node), "nodes": nodes, "per_node": per_node}
     islands = own.islands if nodes % own.islands == 0 else 1
-    given = from_dict({**counts, "islands": islands, **surroundings}, "rival")
-    return build(Cluster, given.over(lookup.machine(name, nodes)), "")
+    free = Figure(value=0.0, unit="usd/h", provenance="assumed", source="no price is known")
+    alike = {"grid": own.grid, "goodput": own.goodput, "price": cost or free}  # where and how well it is run
+    counts = {"name": lookup.cluster_name(name, nodes, per_node), "per_node": per_node, "nodes": nodes}
+    given = counts | {"islands": islands} | {key: figure.model_dump() for key, figure in alike.items()}
+    return build(Cluster, from_dict(given, "rival").over(machine), "")
 
 
 def _seeds(found: Search, cluster: Cluster) -> Iterator[Recipe]:
