@@ -45,6 +45,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Price a job on a cluster, choose the cheapest recipe that fits, and write it as a plan."""
+    from rich.console import Group
+
     from thrifty.cli.common import print_json, resolve
     from thrifty.planner import explain as explaining
     from thrifty.planner import screen
@@ -62,7 +64,8 @@ def command(
     write_plan(told.plan, out)
     if html is not None:
         title = f"{told.plan.job.name} on {told.plan.cluster.name}"
-        write_text(html, screen.html_page(told, title, *(one.draw(screen.WIDTH) for one in more)), "--html")
+        drawn = Group(screen.render(told), *(one.draw(screen.WIDTH) for one in more))
+        write_text(html, screen.page_of(drawn, title), "--html")
     if json:
         added = {key: value for one in more for key, value in one.content.items()}
         print_json(told.as_json() | added | {"out": str(out), "html": str(html) if html else None})

@@ -206,7 +206,11 @@ def _peak(made: Made) -> Number:
 def _memory(made: Made, key: str) -> Derivation:
     value = made.run.memory.terms()[key]
     if key == "runtime":
-        return Derivation("runtime_memory", (made.figure("accelerator.runtime_memory"),))
+        process = made.figure("accelerator.runtime_memory")
+        if value == process.value:
+            return Derivation("runtime_memory", (process,))
+        work = modelled("workspaces", value - process.value, "byte", "cost.memory: what libraries keep")
+        return Derivation("runtime_memory + workspaces", (process, work))
     source = made.plan.predicted.memory[key].source
     if key in ("activations", "logits"):
         tokens = made.recipe.batch.micro_sequences * made.job.sequence_length / made.recipe.layout.context

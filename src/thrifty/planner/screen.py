@@ -36,10 +36,15 @@ def render(told: Explanation, width: int = WIDTH) -> RenderableType:
     return Group(*_sections(told, width))
 
 
-def html_page(told: Explanation, title: str, *more: RenderableType) -> str:
-    """The same screen, and what else it is given, as one HTML file that needs nothing else."""
+def html_page(told: Explanation, title: str) -> str:
+    """The same screen as one HTML file that needs nothing else."""
+    return page_of(render(told), title)
+
+
+def page_of(drawn: RenderableType, title: str) -> str:
+    """Anything drawn for a screen as one HTML file that needs nothing else."""
     recorder = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    recorder.print(render(told), *more, sep="\n")
+    recorder.print(drawn)
     page = recorder.export_html(inline_styles=True)
     head = f'<head>\n<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>'
     return page.replace("<head>", head, 1)

@@ -150,13 +150,13 @@ def baseline(job: Job, cluster: Cluster, pick: Recipe) -> tuple[Candidate, str]:
     )
     least: Candidate | None = None
     too_large = list[str]()
-    for layout in _plain_layouts(cluster, pick):
+    for layout in _plain_layouts(cluster):
         for recompute in ("none", "full"):
             alike = plain.model_copy(update={"layout": layout, "recompute": recompute})
             ways = [way for batch in _batches(pick, layout) if runs(job, way := alike.model_copy(update=batch))]
             for one in (price(job, cluster, way) for way in ways):
                 if one.fits:
-                    return one, f"plainer ways are too large: {'; '.join(too_large)}" if too_large else ""
+                    return one, f"plainer ways are too large: {'; '.join(dict.fromkeys(too_large))}" if too_large else ""
                 if least is None or one.run.memory.peak < least.run.memory.peak:
                     least = one
             if ways:
@@ -172,19 +172,20 @@ def _precision(cluster: Cluster, pick: Recipe) -> str:
     return usual if usual in cluster.accelerator.peak_flops else pick.precision
 
 
-def _plain_layouts(cluster: Cluster, pick: Recipe) -> Iterator[Layout]:
-    """Plain data parallel, full sharding, tensor parallel inside a node with sharding, then stages over nodes."""
+def _plain_layouts(cluster: Cluster) -> Iterator[Layout]:
+    """Replicas, then sharding of ever more, then tensor parallel inside a node, then stages over nodes.
+
+    Each is there for every way to shard that some software has; those that the chosen one has not are passed over.
+    """
     ranks = cluster.nodes if cluster.accelerator.kind == "cpu" else cluster.devices
     yield Layout(island=ranks)
-    if ranks > 1:
-        yield Layout(shard=ranks)
-    zero = 1 if pick.software in ("megatron", "deepspeed", "nanotron") else 3
+    yield from (Layout(shard=ranks, zero=zero) for zero in (0, 1, 2, 3) if ranks > 1)
     inside = min(cluster.per_node, ranks)
-    for tensor in (split for split in divisors(inside) if split > 1):
-        if ranks % tensor == 0:
-            yield Layout(shard=ranks // tensor, tensor=tensor, zero=zero)
+    for tensor in (split for split in divisors(inside) if split > 1 and ranks % split == 0):
+        yield from (Layout(shard=ranks // tensor, tensor=tensor, zero=zero) for zero in (1, 3))
     for pipeline in (split for split in divisors(ranks // inside) if split > 1):
-        yield Layout(shard=ranks // inside // pipeline, tensor=inside, pipeline=pipeline, zero=1)
+        shard = ranks // inside // pipeline
+        yield from (Layout(shard=shard, tensor=inside, pipeline=pipeline, zero=zero) for zero in (1, 3))
 
 
 def _batches(pick: Recipe, layout: Layout) -> list[dict[str, Batch]]:
