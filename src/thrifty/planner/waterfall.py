@@ -84,12 +84,11 @@ def waterfall(plan: Plan) -> Waterfall:
     rows, before, state = list[Row](), start, start.recipe
     pending: list[_Lever] = []
     for lever in _ordered(start.recipe, pick):
-        state_after = state.model_copy(update=lever.change(state, pick))
-        if state_after == state:
+        pulled = state.model_copy(update=lever.change(state, pick))
+        if pulled == state:
             continue
-        pending.append(lever)
-        state = state_after
-        if runs(job, state):  # else it is pulled together with the next
+        pending, state = [*pending, lever], pulled
+        if state == pick or runs(job, state):  # else it is pulled together with the next
             after = price(job, cluster, state)
             rows.append(_row(pending, before, after))
             before, pending = after, []
