@@ -7,7 +7,7 @@ from plan_examples import SEARCHES, found, keeping
 
 from thrifty.cost.run import estimate
 from thrifty.planner.assumptions import Used, changed, figure_at, used
-from thrifty.planner.search import NEAR, search
+from thrifty.planner.search import NEAR
 from thrifty.planner.sensitivity import interval, sensitivity
 from thrifty.planner.shortlist import near, price, runs
 from thrifty.spec.figure import Figure
@@ -88,7 +88,7 @@ def test_the_shortlist_keeps_what_is_given_and_runs() -> None:
 
 def test_a_recipe_with_nothing_open_has_no_rivals() -> None:
     plan = found("gpt2-124m", "8xa100").plan
-    told = sensitivity(search(plan.job, plan.cluster, plan.recipe))
+    told = sensitivity(keeping(plan.recipe.model_dump(), "gpt2-124m", "8xa100"))
     assert told.shortlist == 1
     assert "left nothing open" in told.sentences[0]
 
