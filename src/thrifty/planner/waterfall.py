@@ -155,7 +155,8 @@ def baseline(job: Job, cluster: Cluster, pick: Recipe) -> tuple[Candidate, str]:
             ways = [way for batch in _batches(pick, layout) if runs(job, way := alike.model_copy(update=batch))]
             for one in (price(job, cluster, way) for way in ways):
                 if one.fits:
-                    return one, f"plainer ways are too large: {'; '.join(dict.fromkeys(too_large))}" if too_large else ""
+                    larger = "; ".join(dict.fromkeys(too_large))
+                    return one, f"plainer ways are too large: {larger}" if larger else ""
                 if least is None or one.run.memory.peak < least.run.memory.peak:
                     least = one
             if ways:
