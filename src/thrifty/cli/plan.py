@@ -12,9 +12,9 @@ import typer
 from thrifty.cli.common import Json, On, RecipeFile, Sets
 
 if TYPE_CHECKING:
-    from thrifty.laws.law import LossLaw
     from thrifty.planner.search import Search
     from thrifty.planner.sizes import Size
+    from thrifty.planner.why_screen import Section
     from thrifty.spec import Cluster, Job
     from thrifty.spec.load import Settings
 
@@ -63,6 +63,33 @@ def command(
         str | None,
         typer.Option("--levers", metavar="A,B", help="Also those that change the numbers: " + ", ".join(_LEVERS) + "."),
     ] = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Also show how the plan was reached lever by lever, why the next best lost, what it hangs on, "
+            "and the bandwidth it needs.",
+        ),
+    ] = False,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option("--rival", metavar="ACCELERATOR", help="Compare with it, too: its break-even price. Repeatable."),
+    ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--explain",
+            metavar="TERM",
+            help="Show only how a term of the bill was made; 'list' names them. Repeatable.",
+        ),
+    ] = None,
+    emit: Annotated[
+        list[str] | None,
+        typer.Option("--emit", metavar="TARGET", help="Also write it for this: see thrifty emit --help. Repeatable."),
+    ] = None,
+    emit_dir: Annotated[Path, typer.Option("--emit-dir", metavar="DIR", help="Folder for what --emit writes.")] = Path(
+        "emitted"
+    ),
     json: Json = False,
 ) -> None:
     """Price a job on a cluster, choose the cheapest recipe that fits, and write it as a plan.
@@ -70,18 +97,27 @@ def command(
     Without a job, say which model to train: for a sum of money (--budget), or to a loss (--target-loss). A range of
     devices, --on 8..1024xh100, prices each power of two and takes the best within the limits.
     """
+    from rich.console import Group
+
+    from thrifty.cli import emit as emitter
+    from thrifty.cli.advise import advise, law_of
     from thrifty.cli.common import print_json, quantity, resolve
     from thrifty.planner import expected_loss, screen
+    from thrifty.planner import explain as explaining
     from thrifty.planner.emit import write_plan, write_text
-    from thrifty.planner.explain import explain
 
-    usd, by = quantity(budget, "usd", "--budget"), _law(law)
+    usd, by = quantity(budget, "usd", "--budget"), law_of(law)
     if job is None:
-        _advise(usd, target_loss, by, on, recipe, sets, out, html, json)
+        advise(usd, target_loss, by, on, recipe, sets, out, html, json)
         return
+    if emit:
+        from thrifty.planner.emit.targets import check
+
+        check(emit, "--emit")
     wanted = {
         "objective": objective,
         "deadline_seconds": quantity(deadline, "seconds", "--deadline"),
+        "budget_usd": usd,
         "software": software,
         "levers": tuple(name.strip() for name in levers.split(",")) if levers else (),
     }
@@ -91,86 +127,51 @@ def command(
         told = request.job if target_loss is None else expected_loss.job_for_target(request.job, target_loss, by)
         return told, request.cluster, request.recipe
 
-    found, sizes = _search(asked, on, usd, wanted)
-    told = explain(replace(found, plan=expected_loss.with_law(found.plan, by)))
+    found, sizes = _search(asked, on, wanted)
+    found = replace(found, plan=expected_loss.with_law(found.plan, by))
+    told = explaining.explain(found)
+    more: list[Section] = []
+    if why or rival or explain:
+        from thrifty.planner.why_screen import sections
+
+        more = sections(found, told, why=why or bool(rival), rivals=rival or [], terms=explain or [])
     write_plan(told.plan, out)
     if html is not None:
-        write_text(html, screen.html_page(told, f"{told.plan.job.name} on {told.plan.cluster.name}"), "--html")
+        title = f"{told.plan.job.name} on {told.plan.cluster.name}"
+        drawn = Group(screen.render(told), *(one.draw(screen.WIDTH) for one in more))
+        write_text(html, screen.page_of(drawn, title), "--html")
+    emitted = emitter.write(told.plan, emit, emit_dir, "--emit-dir") if emit else {}
     if json:
-        extra = {"out": str(out), "html": str(html) if html else None, "sizes": [one.as_json() for one in sizes]}
-        print_json(told.as_json() | extra)
+        added = {key: value for one in more for key, value in one.content.items()}
+        added |= {"sizes": [one.as_json() for one in sizes], "emitted": emitted}
+        print_json(told.as_json() | added | {"out": str(out), "html": str(html) if html else None})
         return
     console = screen.console()
     if sizes:
         console.print(screen.sizes_table(sizes, console.width))
         console.print()
-    console.print(screen.render(told, console.width))
+    if not explain:
+        console.print(screen.render(told, console.width))
+    for one in more:
+        console.print(one.draw(console.width))
     written = f"{out} and {html}" if html else str(out)
     console.print(f"\nwritten: {written}   next: thrifty train {out}", markup=False, soft_wrap=True)
+    for line in emitter.told(emitted):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _search(
-    asked: Callable[[str | None], tuple[Job, Cluster, Settings]], on: str | None, usd: float | None,
-    wanted: dict[str, Any],
-) -> tuple[Search, tuple[Size, ...]]:  # fmt: skip
+    asked: Callable[[str | None], tuple[Job, Cluster, Settings]], on: str | None, wanted: dict[str, Any]
+) -> tuple[Search, tuple[Size, ...]]:
     """The plan; with a range of devices, also every size that was tried."""
     from thrifty.catalog import lookup
-    from thrifty.planner.expected_loss import within_budget
     from thrifty.planner.search import search
     from thrifty.planner.sizes import doubling, search_sizes
 
     span = lookup.short_form_range(on, f"--on {on}") if on else None
     if span is None:
-        found = search(*asked(on), **wanted)
-        return (found if usd is None else within_budget(found, usd)), ()
+        return search(*asked(on), **wanted), ()
     low, high, name = span
     per_node = lookup.machine(name).at("per_node")
-    sizes = search_sizes(
-        doubling(low, high, per_node), lambda devices: asked(f"{devices}x{name}"), budget_usd=usd, **wanted
-    )
+    sizes = search_sizes(doubling(low, high, per_node), lambda devices: asked(f"{devices}x{name}"), **wanted)
     return next(one.found for one in sizes if one.chosen and one.found), sizes
-
-
-def _law(text: str | None) -> LossLaw:
-    """The law that loss is expected by."""
-    from thrifty.laws.loss import PUBLISHED
-    from thrifty.planner.loss_table import read_law
-
-    return PUBLISHED if text is None else read_law(text)
-
-
-def _advise(
-    usd: float | None,
-    target: float | None,
-    by: LossLaw,
-    on: str | None,
-    recipe: Path | None,
-    sets: list[str] | None,
-    out: Path,
-    html: Path | None,
-    json: bool,
-) -> None:
-    """Which model to train, without a job."""
-    from thrifty.cli.common import local_cluster, print_json
-    from thrifty.planner import budget_screen, screen
-    from thrifty.planner.budget import for_budget, for_target
-    from thrifty.planner.emit import write_plan, write_text
-    from thrifty.planner.request import read_question
-    from thrifty.spec.errors import ThriftyError
-
-    if (usd is None) == (target is None):
-        hint = "for example  thrifty plan llama-3-8b --on 8xh100,  or  thrifty plan --budget 100000usd --on 64xh100"
-        what = "one question at a time" if usd is not None else "say what to train: JOB, --budget or --target-loss"
-        raise ThriftyError(what, where="--budget and --target-loss" if usd is not None else "JOB", hint=hint)
-    cluster, given = read_question(on or "local", recipe, sets or (), local=local_cluster)
-    advice = for_budget(usd, cluster, given, by) if usd is not None else for_target(target or 0.0, cluster, given, by)
-    write_plan(advice.found.plan, out)
-    if html is not None:
-        drawn = budget_screen.render(advice)
-        write_text(html, screen.page_of(drawn, f"which model on {cluster.name}"), "--html")
-    if json:
-        print_json(advice.as_json() | {"out": str(out), "html": str(html) if html else None})
-        return
-    console = screen.console()
-    console.print(budget_screen.render(advice, console.width))
-    console.print(f"\nwritten: {out}   next: thrifty train {out}", markup=False, soft_wrap=True)
