@@ -19,24 +19,43 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write the screen as an HTML page.")
     ] = None,
+    emit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--emit",
+            metavar="TARGET",
+            help="Also write it for this: see thrifty emit --help. Repeatable.",
+        ),
+    ] = None,
+    emit_dir: Annotated[Path, typer.Option("--emit-dir", metavar="DIR", help="Folder for what --emit writes.")] = Path(
+        "emitted"
+    ),
     json: Json = False,
 ) -> None:
     """Price a job on a cluster, choose the cheapest recipe that fits, and write it as a plan."""
+    from thrifty.cli import emit as emitter
     from thrifty.cli.common import print_json, resolve
     from thrifty.planner import screen
     from thrifty.planner.emit import write_plan, write_text
     from thrifty.planner.explain import explain
     from thrifty.planner.search import search
 
+    if emit:
+        from thrifty.planner.emit.targets import check
+
+        check(emit, "--emit")
     request = resolve(job, on, recipe, sets)
     told = explain(search(request.job, request.cluster, request.recipe))
     write_plan(told.plan, out)
     if html is not None:
         write_text(html, screen.html_page(told, f"{told.plan.job.name} on {told.plan.cluster.name}"), "--html")
+    emitted = emitter.write(told.plan, emit, emit_dir, "--emit-dir") if emit else {}
     if json:
-        print_json(told.as_json() | {"out": str(out), "html": str(html) if html else None})
+        print_json(told.as_json() | {"out": str(out), "html": str(html) if html else None, "emitted": emitted})
         return
     console = screen.console()
     console.print(screen.render(told, console.width))
     written = f"{out} and {html}" if html else str(out)
     console.print(f"\nwritten: {written}   next: thrifty train {out}", markup=False, soft_wrap=True)
+    for line in emitter.told(emitted):
+        console.print(line, markup=False, soft_wrap=True)
