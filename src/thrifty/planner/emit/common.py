@@ -137,6 +137,8 @@ def data_kind(data: Data) -> str | None:
 def from_environment(variable: str, default: str | None, needed: str) -> str:
     """A shell line that takes a variable from the environment, else the plan's value, else stops and says why."""
     if default is None:
+        # A word that bash would take a quote or an expansion from would break the script.
+        assert not set(needed) & set("'\"`$\\}"), needed
         return f': "${{{variable}:?{needed}}}"'
     return f"{variable}=${{{variable}:-{shlex.quote(default)}}}"
 

@@ -82,7 +82,8 @@ def lines(plan: Plan, notes: Notes) -> list[str]:
         'case "$DATA" in *.txt | *.json | *.csv) SOURCE=--train_file ;; *) SOURCE=--dataset_name ;; esac',
         tokenizer_line(plan, notes),
         f"RUN=${{RUN_DIR:-{shlex.quote('runs/' + run_name(plan))}}}",
-        'RESUME=(); LAST=$(find "$RUN" -maxdepth 1 -name "checkpoint-*" 2>/dev/null | sort -V | tail -n 1)',
+        "RESUME=()",
+        'LAST=$(find "$RUN" -maxdepth 1 -name "checkpoint-*" 2>/dev/null | sort -V | tail -n 1 || true)',
         'if [ -n "$LAST" ]; then RESUME=(--resume_from_checkpoint "$LAST"); fi',
     ]
 

@@ -51,7 +51,7 @@ def entry(plan: Plan) -> Entry:
     fsdp = {"--use-megatron-fsdp", "--use-torch-fsdp2"} & set(options)
     lines = [
         from_environment("MEGATRON", None, "the folder of a Megatron-LM checkout"),
-        from_environment("DATA", None, "prefix of what Megatron-LM's tools/preprocess_data.py wrote"),
+        from_environment("DATA", None, "prefix of what tools/preprocess_data.py wrote"),
         tokenizer_line(plan, notes),
         f"RUN=${{RUN_DIR:-{shlex.quote('runs/' + run_name(plan))}}}",
         # One queue keeps communication of tensor and context parallelism ahead of what waits for it; FSDP needs more.
