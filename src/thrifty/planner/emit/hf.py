@@ -22,6 +22,7 @@ from thrifty.planner.emit.common import (
     run_name,
     tokenizer_line,
 )
+from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
 
 MODEL_FILE = "model.json"
@@ -60,7 +61,11 @@ def model_file(plan: Plan) -> str:
     Raises:
         ThriftyError: no architecture of transformers holds it.
     """
-    return json.dumps(config_from_shape(plan.job.model), indent=2) + "\n"
+    try:
+        config = config_from_shape(plan.job.model)
+    except ThriftyError as error:
+        raise ThriftyError(error.what, where="job.model", hint=error.hint) from None
+    return json.dumps(config, indent=2) + "\n"
 
 
 def lines(plan: Plan, notes: Notes) -> list[str]:
@@ -107,6 +112,8 @@ def words(plan: Plan, notes: Notes, *, recompute: bool) -> list[str]:
         notes.say("recipe.checkpoint.asynchronous", "the Trainer writes checkpoints while training waits")
     if job.target_loss is not None:
         notes.say("job.target_loss", f"the Trainer does not stop at loss {job.target_loss:g}; it runs all the steps")
+    if job.seed >= 2**32:
+        notes.say("job.seed", f"taken modulo 2^32: {job.seed % 2**32}")
     percent = max(1, round(100 * job.data.validation_fraction))
     options: dict[str, str] = {
         "config_name": f'"$HERE"/{MODEL_FILE}',
@@ -128,11 +135,12 @@ def words(plan: Plan, notes: Notes, *, recompute: bool) -> list[str]:
         "lr_scheduler_type": SCHEDULES[schedule.name],
         **({"lr_scheduler_kwargs": shlex.quote(json.dumps(kwargs))} if kwargs else {}),
         "warmup_steps": str(schedule.warmup_steps),
-        "bf16": "false" if recipe.precision == "fp32" else "true",
+        # For fp8 Accelerate's file sets the precision, which this option would set back to bf16.
+        "bf16": str(recipe.precision == "bf16").lower(),
         "torch_compile": str(recipe.compile).lower(),
         **({"gradient_checkpointing": "true"} if recompute and recipe.recompute == "full" else {}),
         "use_cpu": str(plan.cluster.accelerator.kind == "cpu").lower(),
-        "seed": str(job.seed),
+        "seed": str(job.seed % 2**32),
         "save_strategy": "steps",
         "save_steps": str(checkpoint.every_steps or plan.total_steps),
         "save_total_limit": str(checkpoint.keep),

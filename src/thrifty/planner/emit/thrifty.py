@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from thrifty.planner.emit.common import Entry, run_name
 from thrifty.spec import legal
 from thrifty.spec.load import to_yaml
@@ -16,7 +18,7 @@ def entry(plan: Plan) -> Entry:
     """
     legal.require(plan.job, plan.recipe)
     lines = [
-        f'RUN=${{RUN_DIR:-"runs/{run_name(plan)}"}}',
+        f"RUN=${{RUN_DIR:-{shlex.quote('runs/' + run_name(plan))}}}",
         "RESUME=()",
         'if [ -e "$RUN/metrics.jsonl" ]; then RESUME=(--resume); fi',
     ]

@@ -7,6 +7,7 @@ dataclasses are `TrainingConfig`, `ParallelismConfig`, `LRSchedulersContainer.Co
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 from thrifty.planner.emit import torchtitan_model
@@ -141,46 +142,45 @@ def configuration(plan: Plan, notes: Notes) -> str:
         notes.say("job.data.packing", "torchtitan joins documents, and attention stays within each")
     if plan.recipe.evaluation.sequences:
         notes.say("recipe.evaluation", "torchtitan validates on its data set c4_validation; enable validator for yours")
-    parts = [head(plan, notes.lines), _imports(plan, name), torchtitan_model.source(plan.job.model, name), _plan(plan)]
-    return "\n".join(part.rstrip() + "\n\n" for part in parts).rstrip() + "\n"
+    body = torchtitan_model.source(plan.job.model, name) + "\n\n" + _plan(plan, name)
+    imported = _imports(body, torchtitan_model.IMPORTS[name])
+    return f"{head(plan, notes.lines)}\n{imported}\n\n\n{body}"
 
 
-def _imports(plan: Plan, name: str) -> str:
-    converter = _converter(plan)
-    quantized = f"from torchtitan.components.quantization import {converter.partition('.')[0]}\n" if converter else ""
-    more = "\n".join(torchtitan_model.imports(name))
-    return f"""\
-import os
-from functools import partial
+# Where torchtitan 0.3.0 has what a configuration may use; a file imports what it does.
+IMPORTS = {
+    "torchtitan.components.checkpoint": ["CheckpointManager"],
+    "torchtitan.components.loss": ["ChunkedLossWrapper", "CrossEntropyLoss"],
+    "torchtitan.components.optimizer": [
+        "LRSchedulersContainer", "OptimizersContainer", "ParamGroupConfig", "register_moe_load_balancing_hook",
+    ],
+    "torchtitan.components.quantization": ["Float8LinearConverter", "MXFP8LinearConverter", "NVFP4LinearConverter"],
+    "torchtitan.config": ["CompileConfig", "DebugConfig", "ParallelismConfig", "TrainingConfig"],
+    "torchtitan.distributed.activation_checkpoint": ["FullAC", "SelectiveAC"],
+    "torchtitan.distributed.pipeline_parallel": ["pipeline_llm"],
+    "torchtitan.hf_datasets": ["DatasetConfig"],
+    "torchtitan.hf_datasets.text_datasets": ["DATASETS", "HuggingFaceTextDataLoader"],
+    "torchtitan.models.common": ["ComplexRoPE", "CosSinRoPE", "Embedding", "Linear", "RMSNorm"],
+    "torchtitan.models.common.config_utils": [
+        "get_attention_config", "make_ffn_config", "make_gqa_config", "make_moe_config", "make_routed_experts_config",
+        "make_router_config",
+    ],
+    "torchtitan.models.common.param_init": ["skip_param_init"],
+    "torchtitan.protocols.model_spec": ["ModelSpec"],
+    "torchtitan.trainer": ["Trainer"],
+}  # fmt: skip
 
-import torch.nn as nn
-from datasets import load_dataset
-from torchtitan.components.checkpoint import CheckpointManager
-from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
-from torchtitan.components.optimizer import register_moe_load_balancing_hook
-{quantized}from torchtitan.config import CompileConfig, DebugConfig, ParallelismConfig, TrainingConfig
-from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
-from torchtitan.distributed.pipeline_parallel import pipeline_llm
-from torchtitan.hf_datasets import DatasetConfig
-from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataLoader
-from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Embedding, Linear, RMSNorm
-from torchtitan.models.common.config_utils import (
-    get_attention_config,
-    make_ffn_config,
-    make_gqa_config,
-    make_moe_config,
-    make_routed_experts_config,
-    make_router_config,
-)
-from torchtitan.models.common.param_init import skip_param_init
-{more}
-from torchtitan.protocols.model_spec import ModelSpec
-from torchtitan.trainer import Trainer
 
-_EMBEDDING = {{"weight": partial(nn.init.normal_, std=0.02)}}
-_EMBEDDING_TIED = {{"weight": skip_param_init}}
-"""
+def _imports(body: str, model: dict[str, list[str]]) -> str:
+    """The import lines that a body needs."""
+    used = set(re.findall(r"\w+", body))
+    lines = ["import os", "from functools import partial", "", "import torch.nn as nn"]
+    lines.append("from datasets import load_dataset")
+    for module, names in sorted((IMPORTS | model).items()):
+        wanted = [name for name in names if name in used]
+        if wanted:
+            lines.append(f"from {module} import {', '.join(wanted)}")
+    return "\n".join(lines)
 
 
 def _converter(plan: Plan) -> str:
@@ -190,10 +190,9 @@ def _converter(plan: Plan) -> str:
     return template.format(compiled=f", model_compile_enabled={recipe.compile}")
 
 
-def _plan(plan: Plan) -> str:
+def _plan(plan: Plan, name: str) -> str:
     job, recipe, steps = plan.job, plan.recipe, plan.total_steps
     layout, optimizer = recipe.layout, recipe.optimizer
-    name = torchtitan_model.family(job.model)
     parallelize = torchtitan_model.FAMILIES[name][2]
     balance = "register_moe_load_balancing_hook" if name != "llama3" else "None"
     converted = f"{_converter(plan)}.build().convert(model())" if _converter(plan) else "model()"

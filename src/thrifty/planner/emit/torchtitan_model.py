@@ -12,6 +12,14 @@ FAMILIES = {
     "deepseek_v3": ("DeepSeekV3Model", "DeepSeekV3TransformerBlock", "parallelize_deepseekv3"),
 }
 
+IMPORTS = {
+    name: {
+        f"torchtitan.models.{name}": [model, parallelize, "make_mla_attention_config"],
+        f"torchtitan.models.{name}.model": [block],
+    }
+    for name, (model, block, parallelize) in FAMILIES.items()
+}
+
 
 def family(shape: ModelShape) -> str:
     """The model of torchtitan that has a shape's parts.
@@ -40,28 +48,18 @@ def family(shape: ModelShape) -> str:
     return name
 
 
-def imports(name: str) -> list[str]:
-    model, block, parallelize = FAMILIES[name]
-    lines = [
-        f"from torchtitan.models.{name} import {model}, {parallelize}",
-        f"from torchtitan.models.{name}.model import {block}",
-    ]
-    if name == "deepseek_v3":
-        lines[0] = f"from torchtitan.models.{name} import {model}, make_mla_attention_config, {parallelize}"
-    return lines
-
-
 def source(shape: ModelShape, name: str) -> str:
     """The functions `layer` and `model` of the configuration."""
     model, block, _ = FAMILIES[name]
-    init = "_EMBEDDING_TIED" if shape.tied_embeddings else "_EMBEDDING"
+    # A tied table has the head's weights, which the head fills.
+    start = '{"weight": skip_param_init}' if shape.tied_embeddings else "init()"
     return f"""\
 def norm(width):
     return RMSNorm.Config(normalized_shape=width, eps={number(shape.norm_eps)}, param_init={{"weight": nn.init.ones_}})
 
 
-def init(scale=0.02):
-    return {{"weight": partial(nn.init.normal_, std=scale), "bias": nn.init.zeros_}}
+def init():
+    return {{"weight": partial(nn.init.normal_, std=0.02), "bias": nn.init.zeros_}}
 
 
 {_rope(shape, name)}
@@ -74,7 +72,7 @@ def model():
         vocab_size={shape.vocab_size},
         enable_weight_tying={shape.tied_embeddings},
         tok_embeddings=Embedding.Config(
-            num_embeddings={shape.vocab_size}, embedding_dim={shape.hidden}, param_init={init}
+            num_embeddings={shape.vocab_size}, embedding_dim={shape.hidden}, param_init={start}
         ),
         norm=norm({shape.hidden}),
         lm_head=Linear.Config(in_features={shape.hidden}, out_features={shape.vocab_size}, param_init=init()),
