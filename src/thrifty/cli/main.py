@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thrifty.cli import compare, config, doctor, fit_law, generate, plan, report, serve, train
+from thrifty.cli import compare, config, doctor, emit, fit_law, generate, plan, report, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Prices a training run before it is paid for, runs the cheapest plan, and bills it afterwards.",
 )
 app.command("plan")(plan.command)
+app.command("emit")(emit.command)
 app.command("train")(train.command)
 app.command("serve")(serve.command)
 app.command("report")(report.command)
