@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from thrifty.cost.memory import Memory, memory, usable_bytes
 from thrifty.cost.run import estimate
+from thrifty.planner.measured import measured_saving, told_measured
 from thrifty.planner.space import Candidate, Tree, at
 from thrifty.spec import units
 from thrifty.spec.cluster import Cluster
@@ -24,8 +25,14 @@ def threshold(lever: str, cluster: Cluster) -> float:
     return _THRESHOLDS[lever].get(cluster.accelerator.kind, _THRESHOLD[lever])
 
 
-def saved(lever: str, on: Candidate, off: Candidate) -> float:
-    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up."""
+def saved(job: Job, cluster: Cluster, lever: str, on: Candidate, off: Candidate) -> float:
+    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up.
+
+    What was measured on the job's own shapes goes over the model.
+    """
+    measured = measured_saving(cluster, job, lever, on, off)
+    if measured is not None:
+        return measured
     if lever == "compile":
         return 1 - on.run.seconds / off.run.seconds
     return 1 - on.run.step.total / off.run.step.total
@@ -37,13 +44,14 @@ def levers(job: Job, cluster: Cluster, best: Candidate, candidates: Sequence[Can
     if at(given, "layout.island") is None or at(given, "layout.shard") is None:
         said.append(_layout(cluster, best, candidates))
     if given.get("precision") is None:
-        said.append(_gated("precision", cluster, best, candidates))
+        said.append(_gated("precision", job, cluster, best, candidates))
     if given.get("recompute") is None:
-        said.append(_recompute(cluster, best, candidates))
+        said.append(_recompute(cluster, best, candidates) + told_measured(cluster, job, "recompute", "full"))
     if at(given, "batch.micro_sequences") is None:
-        said.append(_micro(cluster, best, candidates))
+        micro = best.recipe.batch.micro_sequences
+        said.append(_micro(cluster, best, candidates) + told_measured(cluster, job, "micro_sequences", micro))
     if given.get("compile") is None:
-        said.append(_gated("compile", cluster, best, candidates))
+        said.append(_gated("compile", job, cluster, best, candidates))
     if at(given, "exchange.dtype") is None:
         said.append(_exchange(job, cluster, best))
     return said
@@ -99,7 +107,7 @@ def _layout(cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) 
     return f"{head}: next best is {show_layout(other.recipe.layout)}, which {_compared(other, best)}"
 
 
-def _gated(lever: str, cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
+def _gated(lever: str, job: Job, cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
     """A lever that must save more than its threshold."""
     chosen, plain = getattr(best.recipe, lever), PLAIN[lever]
 
@@ -114,12 +122,13 @@ def _gated(lever: str, cluster: Cluster, best: Candidate, candidates: Sequence[C
     other = _cheapest(candidates, lambda r: getattr(r, lever) == value)
     if other is None:
         return f"{head}: {name(value)} {_too_large(cluster, candidates, lambda r: getattr(r, lever) == value)}"
+    here = told_measured(cluster, job, lever, value if chosen == plain else chosen)
     if chosen != plain:
-        return f"{head}: {name(value)} {_compared(other, best)}"
-    gain = saved(lever, other, best)
+        return f"{head}: {name(value)} {_compared(other, best)}{here}"
+    gain = saved(job, cluster, lever, other, best)
     if gain <= 0:
-        return f"{head}: {name(value)} {_compared(other, best)}"
-    return f"{head}: {name(value)} would save {gain:.1%}, under the {threshold(lever, cluster):.0%} that it must"
+        return f"{head}: {name(value)} {'is no faster' if here else _compared(other, best)}{here}"
+    return f"{head}: {name(value)} would save {gain:.1%}, under the {threshold(lever, cluster):.0%} that it must{here}"
 
 
 def _recompute(cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:

@@ -76,7 +76,7 @@ def search(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) 
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
         raise reasons.no_fit(job, cluster, candidates, given)
-    best = choose(cluster, fitting)
+    best = choose(job, cluster, fitting)
     idle = cluster.devices - best.recipe.layout.ranks * cluster.devices_per_rank(best.recipe.layout.ranks)
     if idle > 0:
         said.append(f"{idle} of {cluster.devices} devices have nothing to do, and are paid for")
@@ -159,14 +159,14 @@ def _price(job: Job, cluster: Cluster, recipe: Recipe) -> Candidate:
     return Candidate(recipe, run, run.memory.peak <= usable_bytes(cluster, recipe.layout.ranks))
 
 
-def choose(cluster: Cluster, fitting: Sequence[Candidate]) -> Candidate:
+def choose(job: Job, cluster: Cluster, fitting: Sequence[Candidate]) -> Candidate:
     """The cheapest candidate, with levers that must earn their place left off unless they do."""
     pool = list(fitting)
     for lever, plain in reasons.PLAIN.items():
         off = [c for c in pool if getattr(c.recipe, lever) == plain]
         on = [c for c in pool if getattr(c.recipe, lever) != plain]
         if on and off:
-            saved = reasons.saved(lever, cheapest(on), cheapest(off))
+            saved = reasons.saved(job, cluster, lever, cheapest(on), cheapest(off))
             pool = on if saved > reasons.threshold(lever, cluster) else off
     least = cheapest(pool)
     near = [

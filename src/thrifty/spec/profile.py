@@ -1,14 +1,13 @@
-"""What was measured on a machine about a software: its constants, ratios of levers, and the runs that they came from."""
+"""What was measured on some hardware about a software: its constants, and what each lever does to the user's shapes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from thrifty.spec.figure import Noun, Number
 from thrifty.spec.job import ModelShape
-from thrifty.spec.recipe import Recipe
 
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -90,38 +89,3 @@ def block_signature(shape: ModelShape, sequence_length: int) -> str:
     """What two blocks have in common that take the same time on the same tokens."""
     width = f"{shape.hidden}h-{shape.heads}x{shape.head_dim}-{shape.kv_heads}kv-{shape.ffn}f"
     return f"{width}-{shape.mlp}-{shape.norm}-{shape.positions}-{sequence_length}t"
-
-
-class PastRun(Noun):
-    """One finished run, as `calibrate` learns from it.
-
-    Attributes:
-        hardware, devices: the accelerator's name, and how many the cluster has.
-        profile: that it was predicted with.
-        predicted, measured: seconds of one step by part: `compute`, `communication`, `optimizer`, `data`; measured are
-            medians over steps.
-        startup: measured seconds until the first step; 0 = not known.
-        seconds, predicted_seconds: of the whole run.
-        peak_bytes, predicted_peak_bytes: of the fullest rank.
-        inside: whether the measured step lay in the interval that was predicted.
-    """
-
-    version: Literal[1] = 1
-    date: str
-    hardware: str
-    devices: int
-    software: str
-    torch: str
-    profile: str
-    model: ModelShape
-    sequence_length: int
-    recipe: Recipe
-    steps: int
-    predicted: dict[str, float]
-    measured: dict[str, float]
-    startup: float = 0.0
-    seconds: float
-    predicted_seconds: float
-    peak_bytes: float
-    predicted_peak_bytes: float
-    inside: bool
