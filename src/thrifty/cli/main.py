@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thrifty.cli import compare, config, doctor, generate, plan, report, train
+from thrifty.cli import calibrate, compare, config, doctor, generate, plan, report, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,7 @@ app.command("train")(train.command)
 app.command("report")(report.command)
 app.command("compare")(compare.command)
 app.command("generate")(generate.command)
+app.command("calibrate")(calibrate.command)
 app.command("doctor")(doctor.command)
 app.add_typer(config.app, name="config")
 

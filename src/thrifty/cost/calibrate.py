@@ -41,12 +41,11 @@ class Fitted:
     """What a fit found.
 
     Attributes:
-        before, error: median |predicted / measured - 1| of a step with the old constants, and held out with the new.
+        error: median |predicted / measured - 1| of a step, held out where there are several kinds of runs.
         low, high: ends of the 80% interval of measured over predicted.
     """
 
     constants: Constants
-    before: float
     error: float
     low: float
     high: float
@@ -63,17 +62,16 @@ def fit_runs(runs: Sequence[PastRun], cluster: Cluster, now: CalibratedProfile, 
     start = start_of(now, shipped, cluster.accelerator.kind, any(r.recipe.layout.ranks > 1 for r in runs))
     values = _searched(runs, cluster, now, start)
     kinds = sorted({_kind(run) for run in runs})
-    ratios = [_ratio(run, cluster, now.model_copy(update=values)) for run in runs]
+    ratios = [ratio(run, cluster, now.model_copy(update=values)) for run in runs]
     if 1 < len(kinds) <= FOLDS:
         ratios = []
         for kind in kinds:
             seen = _searched([r for r in runs if _kind(r) != kind], cluster, now, start, COARSE)
             held = now.model_copy(update=seen)
-            ratios += [_ratio(run, cluster, held) for run in runs if _kind(run) == kind]
+            ratios += [ratio(run, cluster, held) for run in runs if _kind(run) == kind]
     ends = interval(ratios, LEAST_INTERVAL)
     low, high = (_blended(one, known, len(runs)) for one, known in zip(ends, (shipped.low, shipped.high), strict=True))
-    before = _errors([_ratio(run, cluster, now.model_copy(update=_old(start, shipped))) for run in runs])
-    return Fitted(values, before, _errors(ratios), min(low, 1.0), max(high, 1.0))
+    return Fitted(values, median_error(ratios), min(low, 1.0), max(high, 1.0))
 
 
 def start_of(now: CalibratedProfile, shipped: Profile, kind: str, together: bool) -> dict[str, Bound]:
@@ -91,6 +89,11 @@ def priced(run: PastRun, cluster: Cluster, own: CalibratedProfile | None) -> Ste
     """What a step of a past run costs with these constants."""
     job = Job(model=run.model, sequence_length=run.sequence_length, steps=run.steps)
     return step_seconds(job, cluster.model_copy(update={"profile": own}), run.recipe)
+
+
+def ratio(run: PastRun, cluster: Cluster, own: CalibratedProfile | None) -> float:
+    """Predicted over measured time of a past run's step."""
+    return priced(run, cluster, own).total / sum(run.measured.values())
 
 
 def startup_of(runs: Sequence[PastRun]) -> Constants:
@@ -165,7 +168,7 @@ def fit_products(
     best = coordinate_search(
         lambda v: statistics.mean(huber(math.log(r), HUBER) for r in ratios(v)) + PULL * pull(v, bounds), bounds
     )
-    return best, _errors(ratios(best))
+    return best, median_error(ratios(best))
 
 
 def _searched(
@@ -190,14 +193,6 @@ def _loss(run: PastRun, step: StepSeconds) -> float:
     return found
 
 
-def _ratio(run: PastRun, cluster: Cluster, own: CalibratedProfile) -> float:
-    return priced(run, cluster, own).total / sum(run.measured.values())
-
-
-def _old(start: dict[str, Bound], shipped: Profile) -> Constants:
-    return {name: getattr(shipped, name) for name in (*start, "gemm_half", "reduce_scatter", "all_reduce")}
-
-
 def _kind(run: PastRun) -> tuple[object, ...]:
     recipe, model = run.recipe, run.model
     return model.hidden, model.layers, recipe.precision, recipe.compile, recipe.recompute, recipe.layout.ranks
@@ -208,5 +203,6 @@ def _blended(end: float, known: float, runs: int) -> float:
     return math.exp((runs * math.log(end) + INTERVAL_RUNS * math.log(known)) / (runs + INTERVAL_RUNS))
 
 
-def _errors(ratios: Sequence[float]) -> float:
+def median_error(ratios: Sequence[float]) -> float:
+    """Median |predicted / measured - 1|."""
     return statistics.median(abs(r - 1) for r in ratios)
