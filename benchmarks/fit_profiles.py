@@ -166,11 +166,7 @@ def main(arguments: list[str]) -> int:
     text = ""
     print(f"  {'':28}{'':4}{'rows':>5}{'MAPE':>9}{'bias':>9}{'worst':>9}")
     for name, tables in TABLES.items():
-        ours = [
-            c
-            for c in cases
-            if c.table in tables and profiles.profile(c.recipe.software, c.cluster).name == name
-        ]
+        ours = [c for c in cases if c.table in tables and profiles.profile(c.recipe.software, c.cluster).name == name]
         if not ours:
             print(f"NOT FITTED: {name}: none of {', '.join(tables)} is in {folders[0]}", file=sys.stderr)
             return 2

@@ -25,9 +25,7 @@ def command(
         typer.Option(min=1, metavar="N", help="Ranks to run on beside one. Repeatable.  [default: 2, or the GPUs]"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs: about a minute.")] = False,
-    levers: Annotated[
-        bool, typer.Option("--levers", help="Time each lever on the job's block; needs JOB.")
-    ] = False,
+    levers: Annotated[bool, typer.Option("--levers", help="Time each lever on the job's block; needs JOB.")] = False,
     from_history: Annotated[
         bool, typer.Option("--from-history", help="Measure nothing: fit to the runs that were made here.")
     ] = False,

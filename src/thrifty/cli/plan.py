@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thrifty.cli.common import Json, On, RecipeFile, Sets
+from thrifty.cli.common import Json, On, ProfileFile, RecipeFile, Sets
 
 
 def command(
@@ -15,6 +15,7 @@ def command(
     on: On = None,
     recipe: RecipeFile = None,
     sets: Sets = None,
+    profile: ProfileFile = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the plan goes.")] = Path("plan.yaml"),
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write the screen as an HTML page.")
@@ -28,7 +29,7 @@ def command(
     from thrifty.planner.explain import explain
     from thrifty.planner.search import search
 
-    request = resolve(job, on, recipe, sets)
+    request = resolve(job, on, recipe, sets, profile)
     told = explain(search(request.job, request.cluster, request.recipe))
     write_plan(told.plan, out)
     if html is not None:

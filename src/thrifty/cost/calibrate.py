@@ -145,9 +145,7 @@ def times_a_gather(gather: CollectiveFit, other: CollectiveFit, sizes: Sequence[
     return statistics.median(seconds(other, size) / seconds(gather, size) for size in sizes)
 
 
-def fit_products(
-    rows: Sequence[tuple[float, float, float, float]], rate: float, kind: str
-) -> tuple[Constants, float]:
+def fit_products(rows: Sequence[tuple[float, float, float, float]], rate: float, kind: str) -> tuple[Constants, float]:
     """`gemm` and `gemm_half` of measured products, and the median error that is left.
 
     Args:

@@ -94,15 +94,7 @@ def profile(software: str, cluster: Cluster) -> Profile:
 def calibrated(shipped: Profile, own: CalibratedProfile) -> Profile:
     """A profile with the constants that were measured in place of its own."""
     measured = {name: value for name in CONSTANTS if (value := getattr(own, name)) is not None}
-    return replace(
-        shipped, name=own.name, source=own.source, date=own.date, low=own.low, high=own.high, **measured
-    )
-
-
-def told(how: Profile) -> str:
-    """A profile in one line: where its constants come from, and how far a step may be from what they say."""
-    dated = f", calibrated {how.date}" if how.date else ""
-    return f"profile {how.name} ({how.source}{dated}); 80% of steps take {how.low:.2f} to {how.high:.2f} of the figure"
+    return replace(shipped, name=own.name, source=own.source, date=own.date, low=own.low, high=own.high, **measured)
 
 
 PROFILES = {name: Profile(name=name, **values) for name, values in fitted.PROFILES.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from thrifty.cost.memory import capacity_bytes, usable_bytes
 from thrifty.cost.params import total_parameters
+from thrifty.cost.profiles import Profile, profile
 from thrifty.cost.step import step_seconds
 from thrifty.laws import loss as loss_law
 from thrifty.planner.reasons import show_layout
@@ -49,6 +50,7 @@ class Explanation:
 
     Attributes:
         capacity_bytes: memory of one rank's devices; a plan may fill `usable_bytes` of it.
+        profile: constants that it is priced with.
         limits: what a step waits for and its share of the step, largest first.
         no_loss: why there is no predicted loss; empty where there is one.
         tried: recipes priced; `excluded` of them do not fit.
@@ -58,6 +60,7 @@ class Explanation:
     plan: Plan
     capacity_bytes: float
     usable_bytes: float
+    profile: Profile
     limits: dict[str, float]
     assumptions: tuple[Assumption, ...]
     runners_up: tuple[Way, ...]
@@ -72,12 +75,20 @@ class Explanation:
         return {
             "plan": self.plan.model_dump(mode="json"),
             **rest,
+            "profile": profile_as_json(self.plan, self.profile),
             "assumptions": [asdict(one) for one in self.assumptions],
             "runners_up": [asdict(one) for one in self.runners_up],
             "tried": self.tried,
             "excluded": self.excluded,
             "kept": list(self.kept),
         }
+
+
+def profile_as_json(plan: Plan, how: Profile) -> dict[str, Any]:
+    """The constants, and for calibrated ones how many runs they were fitted to and how far off they are."""
+    own = plan.cluster.profile
+    fit = {"runs": own.runs, "error_before": own.error_before, "error": own.error} if own and how.date else {}
+    return asdict(how) | {"calibrated": bool(how.date)} | fit
 
 
 def explain(found: Search) -> Explanation:
@@ -90,6 +101,7 @@ def explain(found: Search) -> Explanation:
         plan=plan,
         capacity_bytes=capacity_bytes(plan.cluster, ranks),
         usable_bytes=usable_bytes(plan.cluster, ranks),
+        profile=profile(plan.recipe.software, plan.cluster),
         limits=dict(sorted(shares.items(), key=lambda item: -item[1])),
         assumptions=tuple(_assumptions(plan)),
         runners_up=tuple(map(_way, found.runners_up)),

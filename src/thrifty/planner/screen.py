@@ -52,6 +52,7 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield Text()
     named = [f"{what} {share:.0%}" for what, share in told.limits.items() if share >= _LEAST_SHARE]
     yield _wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
+    yield _wrapped(f"priced with {_profile(told)}", width)
     yield Text()
     yield Text("why", style="bold")
     yield from (_wrapped(reason, width, "- ") for reason in told.plan.reasons)
@@ -126,12 +127,21 @@ def _runners_up(told: Explanation) -> Iterator[RenderableType]:
 
 
 def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
-    """Every figure that was not measured here, published ones with their dates."""
+    """The profile, and every figure that was not measured here, published ones with their dates."""
+    yield _wrapped(f"priced with {_profile(told)}", width)
     yield Text("not measured here (sources: --json)" if told.assumptions else "all figures measured here", style="bold")
     for provenance in ("published", "assumed"):
         named = [_named(one) for one in told.assumptions if one.provenance == provenance]
         if named:
             yield _wrapped(f"{provenance}: {', '.join(named)}", width, "- ")
+
+
+def _profile(told: Explanation) -> str:
+    """Name, origin, date and residual of the constants."""
+    how, own = told.profile, told.plan.cluster.profile
+    fit = f"; {own.runs} runs, median error {own.error:.0%}" if own is not None and how.date else ""
+    dated = f", {how.date}" if how.date else ""
+    return f"profile {how.name}: {how.source}{dated}{fit}; 80% interval {how.low:.2f} to {how.high:.2f}"
 
 
 def _named(one: Assumption) -> str:

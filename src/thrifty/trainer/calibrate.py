@@ -49,7 +49,7 @@ from thrifty.trainer.collectives import measure_collectives
 from thrifty.trainer.history import past_run, read_history
 from thrifty.trainer.levers import measure_levers
 from thrifty.trainer.local import calibration_path, local_cluster
-from thrifty.trainer.probe import cores, probe, product_seconds
+from thrifty.trainer.probe import cores, load, probe, product_seconds
 from thrifty.trainer.run_folder import RunFolder
 
 Notify = Callable[[str], None]
@@ -58,7 +58,10 @@ WIDER = {"layers": 4, "hidden": 384, "heads": 6, "kv_heads": 2, "ffn": 1024, "vo
 LENGTH = 128
 PRODUCT_SECONDS = 0.03
 MOST_STEPS, LEAST_STEPS = 24, 6
+# A run is stopped, with a bill, once it has lasted so long, start-up included.
+DEADLINE_SECONDS = {True: 25.0, False: 60.0}
 RUN_LIMIT_SECONDS = 600.0
+BUSY = 1.0  # processes waiting for each core: from here on, what is measured says more about them than about us
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ def calibrate(asked: Asked, notify: Notify) -> Calibration:
         ThriftyError: a run or the exchange between ranks failed, or there is nothing to fit to.
     """
     known = _known(asked, notify)
+    others = load()
+    if asked.measure and others > BUSY:
+        notify(f"other work has this machine ({others:.1f} processes a core): expect constants that are off by as much")
     if asked.measure:
         notify("rates of this machine")
         probe(refresh=True)
@@ -94,7 +100,7 @@ def calibrate(asked: Asked, notify: Notify) -> Calibration:
     previous = known or fresh  # what a plan would have been priced with until now
     bare = fresh.model_copy(update={"profile": None})
     earlier = read_history(bare.accelerator.name, bare.devices, "thrifty")
-    now = _start(bare, previous.profile)
+    now = _start(bare, previous.profile, f", {others:.1f} processes a core beside" if others > BUSY else "")
     products: tuple[ProductRate, ...] = ()
     collectives: tuple[CollectiveFit, ...] = ()
     runs: list[PastRun] = []
@@ -147,7 +153,7 @@ def _known(asked: Asked, notify: Notify) -> Cluster | None:
         return None
 
 
-def _start(cluster: Cluster, before: CalibratedProfile | None) -> CalibratedProfile:
+def _start(cluster: Cluster, before: CalibratedProfile | None, beside: str) -> CalibratedProfile:
     """A profile with nothing measured yet, or what was measured directly last time."""
     direct = ("gemm_half", "reduce_scatter", "all_reduce")
     kept = {name: getattr(before, name) for name in direct} if before is not None else {}
@@ -156,7 +162,7 @@ def _start(cluster: Cluster, before: CalibratedProfile | None) -> CalibratedProf
         name="thrifty-local",
         software="thrifty",
         hardware=cluster.accelerator.name,
-        source=f"own runs here, torch {torch.__version__}",
+        source=f"own runs here, torch {torch.__version__}{beside}",
         date=time.strftime("%Y-%m-%d"),
         low=shipped.low,
         high=shipped.high,
@@ -219,7 +225,10 @@ def _link(fits: Sequence[CollectiveFit], sizes: Sequence[float]) -> tuple[Link, 
         return Figure(value=value, unit=unit, provenance="measured", source=source, date=time.strftime("%Y-%m-%d"))
 
     link = Link(bandwidth=figure(gather.bytes_per_s, "byte/s"), latency=figure(gather.latency_seconds, "s"))
-    times = {"reduce_scatter": times_a_gather(gather, scatter, sizes), "all_reduce": times_a_gather(gather, reduce, sizes)}
+    times = {
+        "reduce_scatter": times_a_gather(gather, scatter, sizes),
+        "all_reduce": times_a_gather(gather, reduce, sizes),
+    }
     return link, {name: float(f"{value:.3g}") for name, value in times.items()}
 
 
@@ -254,7 +263,9 @@ def short_plans(cluster: Cluster, asked: Asked) -> list[Plan]:
         for ranks in asked.ranks:
             layout = Layout(shard=ranks, reshard_after_forward=recipe.layout.reshard_after_forward)
             each = max(1, min(recipe.batch.micro_sequences, recipe.batch.sequences // ranks))
-            batch = Batch(sequences=max(1, recipe.batch.sequences // (each * ranks)) * each * ranks, micro_sequences=each)
+            batch = Batch(
+                sequences=max(1, recipe.batch.sequences // (each * ranks)) * each * ranks, micro_sequences=each
+            )
             changed = recipe.model_copy(update={"layout": layout, "batch": batch, "compile": False})
             found.append(_shortened(job, cluster, changed, seconds))
     elif not asked.quick:
@@ -282,15 +293,16 @@ def _runs(cluster: Cluster, asked: Asked, notify: Notify) -> list[PastRun]:
     with tempfile.TemporaryDirectory(prefix="thrifty-") as folder:
         for number, plan in enumerate(plans, 1):
             notify(f"run {number} of {len(plans)}: {run_name(plan.recipe, plan.job.model)}, {plan.total_steps} steps")
-            found.append(_run(plan, Path(folder) / str(number)))
+            found.append(_run(plan, Path(folder) / str(number), DEADLINE_SECONDS[asked.quick]))
     return found
 
 
-def _run(plan: Plan, root: Path) -> PastRun:
+def _run(plan: Plan, root: Path, deadline_seconds: float) -> PastRun:
     """One run in processes of its own, so that imports and start-up count as they do for a user."""
     path = root.with_suffix(".yaml")
     write_plan(plan, path)
     command = [sys.executable, "-m", "thrifty", "train", str(path), "--run-dir", str(root), "--json"]
+    command += ["--deadline", f"{deadline_seconds:g}s"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_LIMIT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -304,7 +316,10 @@ def _run(plan: Plan, root: Path) -> PastRun:
     folder = RunFolder(root)
     run = past_run(read_plan(folder.plan), folder.read_bill()["measured"], folder)
     if run is None:
-        raise ThriftyError("a short run ended before its steps could be timed", where="calibrate", hint="run it again")
+        raise ThriftyError(
+            f"a short run made no two steps in {deadline_seconds:.0f} s", where="calibrate",
+            hint="give a smaller job, or calibrate when the machine has less other work",
+        )  # fmt: skip
     return run
 
 

@@ -43,10 +43,11 @@ def remember(plan: Plan, bill: Bill, folder: RunFolder) -> None:
 
 
 def past_run(plan: Plan, bill: Bill, folder: RunFolder) -> PastRun | None:
-    """A finished run as `calibrate` learns from it; none when it has no steps beyond the warm-up."""
-    rows = [r for r in folder.read_metrics() if r["split"] == "train" and "compute_seconds" in r][WARM_UP:]
-    if not rows:
+    """A finished run as `calibrate` learns from it; none when it has no step beyond its first."""
+    rows = [r for r in folder.read_metrics() if r["split"] == "train" and "compute_seconds" in r]
+    if len(rows) < 2:
         return None
+    rows = rows[min(WARM_UP, len(rows) - 1) :]
     chip, step = plan.cluster.accelerator, step_seconds(plan.job, plan.cluster, plan.recipe)
     measured = {part: statistics.median(row[f"{part}_seconds"] for row in rows) for part in STEP_PARTS}
     interval = plan.predicted.step_seconds
