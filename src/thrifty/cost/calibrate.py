@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from thrifty.cost import constants
 from thrifty.cost.fit import Bound, Constants, coordinate_search, huber, interval, pull

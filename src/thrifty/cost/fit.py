@@ -65,7 +65,7 @@ def coordinate_search(
 
 
 def interval(ratios: Sequence[float], least: float = 0.03) -> tuple[float, float]:
-    """Ends of the 80% interval of measured over predicted, from predicted over measured; at least so much either way."""
+    """Ends of the 80% interval of measured over predicted, from predicted over measured; `least` either way."""
     inverse = sorted(1 / r for r in ratios)
     low, high = (inverse[min(len(inverse) - 1, round(q * (len(inverse) - 1)))] for q in (0.1, 0.9))
     return min(1 - least, low), max(1 + least, high)

@@ -49,7 +49,6 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from _headline(told, width)
     yield Text()
     yield from _memory(told, width)
-    yield Text()
     named = [f"{what} {share:.0%}" for what, share in told.limits.items() if share >= _LEAST_SHARE]
     yield _wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
     yield _wrapped(f"priced with {_profile(told)}", width)
@@ -127,8 +126,7 @@ def _runners_up(told: Explanation) -> Iterator[RenderableType]:
 
 
 def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
-    """The profile, and every figure that was not measured here, published ones with their dates."""
-    yield _wrapped(f"priced with {_profile(told)}", width)
+    """Every figure that was not measured here, published ones with their dates."""
     yield Text("not measured here (sources: --json)" if told.assumptions else "all figures measured here", style="bold")
     for provenance in ("published", "assumed"):
         named = [_named(one) for one in told.assumptions if one.provenance == provenance]

@@ -141,7 +141,7 @@ def calibrate(asked: Asked, notify: Notify) -> Calibration:
 
 
 def _known(asked: Asked, notify: Notify) -> Cluster | None:
-    """This machine as it was calibrated last; none if it never was, or if what is left of that is about to be replaced."""
+    """This machine as it was calibrated last; none if it never was, or if that is damaged and about to be replaced."""
     if not calibration_path().exists():
         return None
     try:
