@@ -23,9 +23,8 @@ def read_calibration(path: Path) -> Calibration:
         return build(Calibration, settings, "")
     except ThriftyError as error:
         hint = f"{error.hint}\n  {_AGAIN}" if error.hint else _AGAIN
-        raise ThriftyError(
-            f"is not a whole calibration: {error.what}", where=error.where or str(path), hint=hint
-        ) from None
+        where = error.where if str(path) in error.where else f"{path}: {error.where}"
+        raise ThriftyError(f"is not a whole calibration: {error.what}", where=where, hint=hint) from None
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:

@@ -60,7 +60,7 @@ PRODUCT_SECONDS = 0.03
 MOST_STEPS, LEAST_STEPS = 24, 6
 # A run is stopped, with a bill, once it has lasted so long, start-up included.
 DEADLINE_SECONDS = {True: 25.0, False: 60.0}
-RUN_LIMIT_SECONDS = 600.0
+RUN_LIMIT_SECONDS = 240.0  # where a single step lasts so long that it is never asked
 BUSY = 1.0  # processes waiting for each core: from here on, what is measured says more about them than about us
 
 
@@ -251,9 +251,9 @@ def short_plans(cluster: Cluster, asked: Asked) -> list[Plan]:
     precisions = [p for p in ("fp32", "bf16") if p in cluster.accelerator.peak_flops]
     seconds = 2.0 if asked.quick else 5.0
 
-    def own(shape: ModelShape, ranks: int, precision: str, micro: int = 8) -> Plan:
+    def own(shape: ModelShape, ranks: int, precision: str, micro: int = 4) -> Plan:
         job = Job(name="calibrate", model=shape, data=data, sequence_length=LENGTH, steps=MOST_STEPS)
-        batch = Batch(sequences=16 * max(asked.ranks), micro_sequences=micro)
+        batch = Batch(sequences=8 * max(asked.ranks), micro_sequences=micro)
         recipe = Recipe(batch=batch, precision=precision, layout=Layout(shard=ranks))
         return _shortened(job, cluster, recipe, seconds)
 
@@ -269,7 +269,7 @@ def short_plans(cluster: Cluster, asked: Asked) -> list[Plan]:
             changed = recipe.model_copy(update={"layout": layout, "batch": batch, "compile": False})
             found.append(_shortened(job, cluster, changed, seconds))
     elif not asked.quick:
-        found += [own(wider, n, precisions[-1], 4) for n in asked.ranks]
+        found += [own(wider, n, precisions[-1], 2) for n in asked.ranks]
         found += [own(small, n, precisions[0]) for n in several]
     return found
 
