@@ -90,7 +90,7 @@ def time_rows(cases: list[Case]) -> list[Row]:
     found = []
     for case in cases:
         predicted = step_seconds(case.job, case.cluster, case.recipe).total
-        how = profile(case.recipe.software, case.cluster.accelerator)
+        how = profile(case.recipe.software, case.cluster)
         null = ideal_seconds(case) / usual[case.table]
         found.append(Row(case.table, case.id, case.seconds, predicted, predicted * how.low, predicted * how.high, null))
     return found
@@ -124,9 +124,7 @@ def held_out(cases: list[Case]) -> dict[str, float]:
     """Mean absolute error of each table when no constant has seen the model size that it is scored on."""
     shipped, errors = dict(PROFILES), defaultdict(list)
     for name, tables in fit_profiles.TABLES.items():
-        ours = [
-            c for c in cases if c.table in tables and profile(c.recipe.software, c.cluster.accelerator).name == name
-        ]
+        ours = [c for c in cases if c.table in tables and profile(c.recipe.software, c.cluster).name == name]
         ratios = fit_profiles.cross_validate(ours, name, "size")
         for case in ours:
             if case.id in ratios:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli.common import Json, On, RecipeFile, Sets
+from thrifty.cli.common import Json, On, ProfileFile, RecipeFile, Sets
 
 if TYPE_CHECKING:
     from thrifty.planner.search import Search
@@ -33,6 +33,7 @@ def command(
     on: On = None,
     recipe: RecipeFile = None,
     sets: Sets = None,
+    profile: ProfileFile = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the plan goes.")] = Path("plan.yaml"),
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write the screen as an HTML page.")
@@ -123,7 +124,7 @@ def command(
     }
 
     def asked(cluster: str | None) -> tuple[Job, Cluster, Settings]:
-        request = resolve(job or "", cluster, recipe, sets)
+        request = resolve(job or "", cluster, recipe, sets, profile)
         told = request.job if target_loss is None else expected_loss.job_for_target(request.job, target_loss, by)
         return told, request.cluster, request.recipe
 

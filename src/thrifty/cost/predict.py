@@ -8,6 +8,7 @@ from thrifty.cost import constants, energy, flops
 from thrifty.cost.compute import rank_of
 from thrifty.cost.memory import Memory, interval
 from thrifty.cost.params import total_parameters
+from thrifty.cost.profiles import Profile, profile
 from thrifty.cost.run import Run, estimate, evaluation_batches, evaluations
 from thrifty.cost.traffic import LINKS, collectives, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
@@ -54,12 +55,13 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
     model_flops = flops.model_flops_per_token(job.model, job.sequence_length) * tokens
     in_steps = run.steps * run.step.total
     peak = rank_of(cluster, recipe).peak_flops * recipe.layout.ranks
-    time, rate = _proportional(cluster.accelerator.kind), _inverse(cluster.accelerator.kind)
+    how = profile(recipe.software, cluster)
+    time, rate = _proportional(how), _inverse(how)
     joules = energy.energy_joules(cluster, run.seconds)
     return Bill(
         maker="predicted",
         seconds=time(run.seconds, "s", "sum of the parts"),
-        step_seconds=time(run.step.total, "s", "roofline and alpha-beta"),
+        step_seconds=time(run.step.total, "s", f"roofline and alpha-beta, profile {how.name}"),
         seconds_by_part={name: _part(name, seconds, time) for name, seconds in run.parts.items()},
         steps=modelled(run.steps, "1", "tokens over tokens a step" if job.steps is None else "given"),
         tokens=modelled(tokens, "token", "steps x sequences x sequence length"),
@@ -78,9 +80,9 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
     )
 
 
-def _proportional(kind: str) -> Callable[[float, str, str], Figure]:
-    """Makes figures that are proportional to time, with time's interval."""
-    below, above = constants.TIME_INTERVAL[kind]
+def _proportional(how: Profile) -> Callable[[float, str, str], Figure]:
+    """Makes figures that are proportional to time, with the profile's 80% interval."""
+    below, above = how.low, how.high
     return lambda value, unit, source: modelled(value, unit, source, low=value * below, high=value * above)
 
 
@@ -93,9 +95,9 @@ def _part(name: str, seconds: float, time: Callable[[float, str, str], Figure]) 
     return figure.model_copy(update={"low": seconds * below, "high": seconds * above})
 
 
-def _inverse(kind: str) -> Callable[[float, str, str], Figure]:
+def _inverse(how: Profile) -> Callable[[float, str, str], Figure]:
     """Makes figures that are inverse to time."""
-    below, above = constants.TIME_INTERVAL[kind]
+    below, above = how.low, how.high
     return lambda value, unit, source: modelled(value, unit, source, low=value / above, high=value / below)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from thrifty.cost import constants, energy
 from thrifty.cost.memory import Memory, memory
 from thrifty.cost.params import counts
+from thrifty.cost.profiles import profile
 from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.figure import Figure
@@ -48,9 +49,8 @@ def estimate(job: Job, cluster: Cluster, recipe: Recipe, used: Memory | None = N
     """
     steps = total_steps(job, recipe)
     step = step_seconds(job, cluster, recipe)
-    kind = cluster.accelerator.kind
     parts = {
-        "startup": constants.STARTUP_SECONDS[kind] + (constants.COMPILE_SECONDS[kind] if recipe.compile else 0.0),
+        "startup": startup_seconds(cluster, recipe),
         "compute": steps * step.compute,
         "communication": steps * step.communication,
         "optimizer": steps * step.optimizer,
@@ -70,6 +70,14 @@ def with_experiments(job: Job, figure: Figure) -> Figure:
     low, high = (None if end is None else end * factor for end in (figure.low, figure.high))
     source = f"{figure.source}; x {factor:g}: development runs on top"
     return figure.model_copy(update={"value": figure.value * factor, "low": low, "high": high, "source": source})
+
+
+def startup_seconds(cluster: Cluster, recipe: Recipe) -> float:
+    """From the command to the first step: imports, process groups, compilation."""
+    how, kind = profile(recipe.software, cluster), cluster.accelerator.kind
+    starting = constants.STARTUP_SECONDS[kind] if how.startup_seconds is None else how.startup_seconds
+    launching = how.launch_seconds if recipe.layout.ranks > 1 else 0.0
+    return starting + launching + (constants.COMPILE_SECONDS[kind] if recipe.compile else 0.0)
 
 
 def evaluations(recipe: Recipe, steps: int) -> int:

@@ -83,7 +83,7 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
     tensors = counts(job.model, layout.shard).tensors / layout.pipeline
     updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
-    optimizer = updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded)
+    optimizer = rank.profile.update * (updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded))
     host = constants.STEP_HOST_SECONDS[rank.kind] + rank.profile.step_seconds
     limits = {
         "matrix products": computed.products,
@@ -204,7 +204,7 @@ def _exposed(
         seconds[key] = max(seconds.get(key, 0.0), c.seconds)
     steering = constants.STEERING_MESSAGES * max(c.latency for c in ours)
     if rank.kind == "cpu":
-        times = {"reduce_scatter": constants.GLOO_REDUCE_SCATTER}
+        times = {"reduce_scatter": rank.profile.reduce_scatter, "all_reduce": rank.profile.all_reduce}
         return sum(c.seconds * times.get(c.kind, 1.0) * c.count for c in ours) + steering
     gather, again = (seconds.get(("all_gather", "block", phase), 0.0) for phase in ("forward", "backward"))
     reduce = seconds.get(("reduce_scatter", "block", "backward"), 0.0)

@@ -130,10 +130,10 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     """Every collective of one optimizer step, for one rank of the stage that sends most. Empty for one rank."""
     if recipe.layout.ranks == 1:
         return ()
-    rings = tuple(
-        (axis, hop(cluster, recipe.layout, axis)) for axis in AXES if stride_and_size(recipe.layout, axis)[1] > 1
-    )
-    how = profile(recipe.software, cluster.accelerator)
+    how = profile(recipe.software, cluster)
+    axes = [axis for axis in AXES if stride_and_size(recipe.layout, axis)[1] > 1]
+    found = (hop(cluster, recipe.layout, axis) for axis in axes)
+    rings = tuple((a, Hop(h.link, h.bandwidth, h.latency * how.latency)) for a, h in zip(axes, found, strict=True))
     shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
     asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
     moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.recompute, *asked)

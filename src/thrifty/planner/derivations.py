@@ -14,6 +14,7 @@ from thrifty.cost.params import total_parameters
 from thrifty.cost.run import checkpoint_seconds, checkpoints, evaluation_batches, evaluation_seconds
 from thrifty.cost.traffic import Collective, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
+from thrifty.laws import repetition
 from thrifty.planner.numbers import Derivation, Made, Number, modelled
 from thrifty.spec import units
 from thrifty.spec.plan import Plan
@@ -250,6 +251,14 @@ def _peak_memory(made: Made) -> Derivation:
     return Derivation(f"{_sum(always)} + fullest_moment", (*numbers, moment))
 
 
+def _reserved_memory(made: Made) -> Derivation:
+    used = made.run.memory
+    kept = modelled(
+        "kept_by_allocator", used.reserved / used.peak, "1", "cost.memory_constants: reserved over allocated"
+    )
+    return Derivation("peak_memory * kept_by_allocator", (made.term("peak_memory"), kept))
+
+
 def _link_bytes(made: Made, link: str) -> Derivation:
     a_step = sent_by_link(made.sent)[link]
     batches = evaluation_batches(made.recipe)
@@ -296,10 +305,17 @@ def _co2(made: Made) -> Derivation:
 
 
 def _loss(made: Made) -> Derivation:
-    law = {"E": loss_law.E, "A": loss_law.A, "B": loss_law.B, "alpha": loss_law.ALPHA, "beta": loss_law.BETA}
-    fitted = [Number(name, value, "1", "published", loss_law.SOURCE) for name, value in law.items()]
-    size = made.given("parameters", total_parameters(made.job.model), "job.model")
-    return Derivation("E + A / parameters ** alpha + B / tokens ** beta", (*fitted, size, made.term("tokens")))
+    """By the published law; what a law of one's own says is taken as it stands in the plan, with that law's source."""
+    loss, law, job = made.plan.predicted.loss, loss_law.PUBLISHED, made.job
+    if loss is not None and not loss.source.startswith(law.source):
+        return Derivation("law", (Number("law", loss.value, "nat/token", loss.provenance, loss.source),))
+    c, total, tokens = law.of(None), total_parameters(job.model), made.plan.predicted.tokens.value
+    size, data = loss_law.worth(law, total, tokens, job.data.unique_tokens)
+    constants = {"E": c.E, "A": c.A, "B": c.B, "alpha": law.alpha, "beta": law.beta}
+    fitted = [Number(name, value, "1", "published", law.source) for name, value in constants.items()]
+    repeated = "job.model" if data == tokens else repetition.SOURCE
+    counts = (made.given("parameters", size, repeated), made.given("tokens", data, repeated))
+    return Derivation("E + A / parameters ** alpha + B / tokens ** beta", (*fitted, *counts))
 
 
 _PARTS: dict[str, Callable[[Made], Derivation]] = {
@@ -323,6 +339,7 @@ _TERMS: dict[str, Callable[[Made], Derivation]] = {
     "hardware_flops": _hardware_flops,
     "mfu": _mfu,
     "peak_memory": _peak_memory,
+    "reserved_memory": _reserved_memory,
     "energy": _energy,
     "usd": _usd,
     "co2": _co2,

@@ -8,6 +8,7 @@ from typing import Any
 
 from thrifty.cost.memory import capacity_bytes, usable_bytes
 from thrifty.cost.params import total_parameters
+from thrifty.cost.profiles import Profile, profile
 from thrifty.cost.run import with_experiments
 from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.laws import loss as loss_law
@@ -16,6 +17,7 @@ from thrifty.planner.reasons import show_layout
 from thrifty.planner.search import NEAR, Search
 from thrifty.planner.space import Candidate
 from thrifty.spec import units
+from thrifty.spec.figure import Figure
 from thrifty.spec.plan import Plan
 
 MOST_DIFFERENCES, LEAST_DIFFERENCE = 3, 0.002  # parts named of a runner-up's step, and share of a step to be named
@@ -58,6 +60,7 @@ class Explanation:
 
     Attributes:
         capacity_bytes: memory of one rank's devices; a plan may fill `usable_bytes` of it.
+        profile: constants that it is priced with.
         limits: what a step waits for and its share of the step, largest first.
         no_loss: why there is no predicted loss; empty where there is one.
         tried: recipes considered; `excluded` of them do not fit.
@@ -69,6 +72,7 @@ class Explanation:
     plan: Plan
     capacity_bytes: float
     usable_bytes: float
+    profile: Profile
     limits: dict[str, float]
     assumptions: tuple[Assumption, ...]
     runners_up: tuple[Way, ...]
@@ -93,6 +97,7 @@ class Explanation:
             "plan": self.plan.model_dump(mode="json"),
             **rest,
             "programme": {name: figure.model_dump(mode="json") for name, figure in self.programme.items()},
+            "profile": profile_as_json(self.plan, self.profile),
             "assumptions": [asdict(one) for one in self.assumptions],
             "runners_up": [asdict(one) for one in self.runners_up],
             "tried": self.tried,
@@ -101,6 +106,13 @@ class Explanation:
             "excluded_by": self.excluded_by,
             "illegal": self.illegal,
         }
+
+
+def profile_as_json(plan: Plan, how: Profile) -> dict[str, Any]:
+    """The constants, and for calibrated ones how many runs they were fitted to and how far off they are."""
+    own = plan.cluster.profile
+    fit = {"runs": own.runs, "error_before": own.error_before, "error": own.error} if own and how.date else {}
+    return asdict(how) | {"calibrated": bool(how.date)} | fit
 
 
 def explain(found: Search) -> Explanation:
@@ -113,6 +125,7 @@ def explain(found: Search) -> Explanation:
         plan=plan,
         capacity_bytes=capacity_bytes(plan.cluster, ranks),
         usable_bytes=usable_bytes(plan.cluster, ranks),
+        profile=profile(plan.recipe.software, plan.cluster),
         limits=dict(sorted(shares.items(), key=lambda item: -item[1])),
         assumptions=tuple(_assumptions(plan)),
         runners_up=tuple(_way(one, plan, step) for one in found.runners_up),

@@ -9,6 +9,7 @@ from typing import Any
 from thrifty.cost.memory import Memory, memory, usable_bytes
 from thrifty.cost.run import estimate
 from thrifty.planner import other_software, space
+from thrifty.planner.measured import measured_saving, told_measured
 from thrifty.planner.pool import TOO_SLOW, Pool, price
 from thrifty.planner.space import LOCAL_STEPS, Candidate, Tree, at
 from thrifty.spec import legal, units
@@ -41,8 +42,14 @@ def value_of(recipe: Recipe, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), recipe)
 
 
-def saved(key: str, on: Candidate, off: Candidate) -> float:
-    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up."""
+def saved(job: Job, cluster: Cluster, key: str, on: Candidate, off: Candidate) -> float:
+    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up.
+
+    What was measured on the job's own shapes goes over the model.
+    """
+    measured = measured_saving(cluster, job, key, on, off)
+    if measured is not None:
+        return measured
     if key == "compile":
         return 1 - on.run.seconds / off.run.seconds
     return 1 - on.run.step.total / off.run.step.total
@@ -59,9 +66,10 @@ def levers(
     if given.get("precision") is None:
         said.append(_gated("precision", ask, space.precisions(cluster, given)))
     if given.get("recompute") is None:
-        said.append(_recompute(ask))
+        said.append(_recompute(ask) + told_measured(cluster, job, "recompute", "full"))
     if at(given, "batch.micro_sequences") is None:
-        said.append(_micro(ask))
+        micro = best.recipe.batch.micro_sequences
+        said.append(_micro(ask) + told_measured(cluster, job, "micro_sequences", micro))
     if given.get("compile") is None and RUNS[best.recipe.software].compile:
         said.append(_gated("compile", ask, [False, True]))
     if at(given, "exchange.dtype") is None:
@@ -176,10 +184,14 @@ def _gated(key: str, ask: _Beside, values: Sequence[Any]) -> str:
     if other is None:
         return f"{head}: {name(value)} {ask.too_large(key, value)}"
     # Beside the cheapest with the chosen value: the chosen one may cost a little more, to need less memory.
-    gain = saved(key, other, ask.cheapest(key, chosen) or ask.best)
-    if gain <= 0 or LADDERS[key].index(value) < LADDERS[key].index(chosen):
-        return f"{head}: {name(value)} {ask.compared(other)}"
-    return f"{head}: {name(value)} would save {gain:.1%}, under the {threshold(key, ask.cluster):.0%} that it must"
+    gain = saved(ask.job, ask.cluster, key, other, ask.cheapest(key, chosen) or ask.best)
+    climbs = LADDERS[key].index(value) > LADDERS[key].index(chosen)
+    here = told_measured(ask.cluster, ask.job, key, value if climbs else chosen)
+    if gain <= 0 or not climbs:
+        worse = "is no faster" if here and climbs else ask.compared(other)
+        return f"{head}: {name(value)} {worse}{here}"
+    least = threshold(key, ask.cluster)
+    return f"{head}: {name(value)} would save {gain:.1%}, under the {least:.0%} that it must{here}"
 
 
 def _recompute(ask: _Beside) -> str:
@@ -225,7 +237,7 @@ def _closed(ask: _Beside, opened: Sequence[str]) -> list[str]:
         others = [c for value in offers if (c := ask.cheapest(key, value)) is not None]
         if others:
             least = min(others, key=lambda c: c.run.step.total)
-            gain = saved(key, least, ask.best)
+            gain = saved(ask.job, ask.cluster, key, least, ask.best)
             if gain > NAMED_SAVING:
                 told.append(f"{name} ({key} {value_of(least.recipe, key)}) would save {gain:.0%}")
     if not told:

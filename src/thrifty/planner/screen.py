@@ -55,9 +55,9 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from _headline(told, width)
     yield Text()
     yield from _memory(told, width)
-    yield Text()
     named = [f"{what} {share:.0%}" for what, share in told.limits.items() if share >= _LEAST_SHARE]
     yield wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
+    yield wrapped(f"priced with {_profile(told)}", width)
     yield Text()
     yield Text("why", style="bold")
     yield from (wrapped(reason, width, "- ") for reason in told.plan.reasons)
@@ -169,6 +169,14 @@ def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
         named = [_named(one) for one in told.assumptions if one.provenance == provenance]
         if named:
             yield wrapped(f"{provenance}: {', '.join(named)}", width, "- ")
+
+
+def _profile(told: Explanation) -> str:
+    """Name, origin, date and residual of the constants."""
+    how, own = told.profile, told.plan.cluster.profile
+    fit = f"; {own.runs} runs, median error {own.error:.0%}" if own is not None and how.date else ""
+    dated = f", {how.date}" if how.date else ""
+    return f"profile {how.name}: {how.source}{dated}{fit}; 80% interval {how.low:.2f} to {how.high:.2f}"
 
 
 def _named(one: Assumption) -> str:

@@ -191,7 +191,7 @@ def choose(job: Job, cluster: Cluster, fitting: Sequence[Candidate], given: Tree
     """The best candidate, with levers that must earn their place left off unless they do."""
     left, aim = list(fitting), aim or Aim()
     for key in reasons.LADDERS:
-        left = _climb(key, cluster, left, aim)
+        left = _climb(key, job, cluster, left, aim)
     least = cheapest(aim, cluster, left)
     value, slowest = aim.rank(price_of(cluster, least.run.usd, least.run.seconds))[0], _steps_seconds(least)
     near = [
@@ -209,12 +209,12 @@ def choose(job: Job, cluster: Cluster, fitting: Sequence[Candidate], given: Tree
     return best
 
 
-def _climb(key: str, cluster: Cluster, left: list[Candidate], aim: Aim) -> list[Candidate]:
+def _climb(key: str, job: Job, cluster: Cluster, left: list[Candidate], aim: Aim) -> list[Candidate]:
     """Those with the plainest value of a lever, or with the next that saves more than the lever's threshold."""
     rungs = {value: [c for c in left if reasons.value_of(c.recipe, key) == value] for value in reasons.LADDERS[key]}
     here, *higher = [found for found in rungs.values() if found] or [left]
     for more in higher:
-        gain = reasons.saved(key, cheapest(aim, cluster, more), cheapest(aim, cluster, here))
+        gain = reasons.saved(job, cluster, key, cheapest(aim, cluster, more), cheapest(aim, cluster, here))
         if gain > reasons.threshold(key, cluster):
             here = more
     return here

@@ -9,6 +9,7 @@ from thrifty.spec.figure import Figure, Noun
 
 # What a step's wall time and a device's memory are divided into; both makers fill every name.
 TIME_PARTS = ("startup", "compute", "communication", "optimizer", "data", "evaluation", "checkpoint", "other")
+STEP_PARTS = ("compute", "communication", "optimizer", "data")  # of every step
 MEMORY_TERMS = ("parameters", "gradients", "optimizer", "activations", "logits", "communication", "runtime")
 
 

@@ -88,6 +88,7 @@ def run_rank(plan: Plan, folder: RunFolder, options: Options, began: float) -> O
     """Trains as one rank, in this process."""
     from thrifty.trainer.allocator import keep_freed_memory
     from thrifty.trainer.follow import open_follower
+    from thrifty.trainer.history import remember
     from thrifty.trainer.limits import Limits
     from thrifty.trainer.loop import execute
     from thrifty.trainer.record import Record
@@ -101,6 +102,8 @@ def run_rank(plan: Plan, folder: RunFolder, options: Options, began: float) -> O
         limits = Limits(options.budget_usd, options.deadline_seconds)
         bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began)
         record.finish(plan.predicted, bill)
+        if world.rank == 0:
+            remember(plan, bill, folder)
     except RuntimeError as error:
         lost = _lost(error, folder)
         if lost is None:

@@ -280,6 +280,7 @@ def _log(run: Run, loss: float, lr: float, norm: float, seconds: float) -> None:
         "step_seconds": seconds, "lr": lr, "grad_norm": norm, "tokens_per_second": rate, "mfu": run.meter.mfu(rate),
         "usd": run.meter.usd(), "energy_joules": run.meter.energy_joules(),
         "memory_bytes": memory.peak_bytes(run.world.device),
+        **{f"{part}_seconds": took for part, took in run.meter.lap().items()},
     }  # fmt: skip
     run.record.add(row)
     run.record.show(row, (run.plan.total_steps - run.step) * _recent(run.step_seconds))

@@ -11,7 +11,7 @@ from typing import Any
 
 from thrifty.cost.flops import forward_flops_per_token, hardware_flops_per_token, model_flops_per_token
 from thrifty.parallel.count import TrafficCounter
-from thrifty.spec.bill import TIME_PARTS, Bill
+from thrifty.spec.bill import STEP_PARTS, TIME_PARTS, Bill
 from thrifty.spec.figure import Figure, measured
 from thrifty.spec.plan import Plan
 from thrifty.trainer.energy import EnergyMeter
@@ -45,6 +45,7 @@ class Meter:
         self._base = base or {"seconds": 0.0, "parts": {}, "joules": 0.0, "link_bytes": {}}
         self._lost = max(0.0, paid_seconds - self._base["seconds"])
         self._parts: Counter[str] = Counter({"startup": time.time() - began})
+        self._lapped: Counter[str] = Counter(self._parts)
         gpu = world.device.index if world.device.type == "cuda" else None
         self._energy = EnergyMeter(
             plan.cluster, devices=plan.cluster.devices_per_rank(world.size), local_ranks=world.local_size, gpu_index=gpu
@@ -68,6 +69,12 @@ class Meter:
             waited = self.traffic.blocked_seconds - blocked
             self._parts[name] += time.perf_counter() - begin - waited
             self._parts["communication"] += waited
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each part of a step since the last call."""
+        found = {name: self._parts[name] - self._lapped[name] for name in STEP_PARTS}
+        self._lapped = Counter(self._parts)
+        return found
 
     def seconds(self) -> float:
         """Wall time so far, over all resumes."""

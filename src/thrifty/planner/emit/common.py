@@ -59,8 +59,14 @@ def refuse(software: str, key: str, what: str, hint: str) -> NoReturn:
 
 
 def only_decoders(software: str, plan: Plan) -> None:
-    """Refuses models whose training objective the software's own entry point does not have."""
-    kind = plan.job.model.kind
+    """Refuses models whose training objective the software's own entry point does not have, and kinds of attention."""
+    shape = plan.job.model
+    for key, plain in (("attention_sinks", False), ("full_attention_every", None)):
+        if getattr(shape, key) != plain:
+            refuse(software, f"job.model.{key}", f"is not told of {key} by this version", "use a model without it")
+    if shape.qk_norm == "width":
+        refuse(software, "job.model.qk_norm", "norms queries and keys by head, not over the width", "use qk_norm: true")
+    kind = shape.kind
     if kind != "decoder":
         what = f"is written for decoders; {kind} {plan.job.model.name} needs a program of its own"
         refuse(software, "job.model.kind", what, "use the launchers' output as a frame for that program")

@@ -25,7 +25,7 @@ def model(shape: ModelShape, notes: Notes) -> list[str]:
         f"--norm-epsilon {number(shape.norm_eps)}",
     ]
     options += ["--untie-embeddings-and-output-weights"] * (not shape.tied_embeddings)
-    options += ["--qk-layernorm"] * shape.qk_norm
+    options += ["--qk-layernorm"] * bool(shape.qk_norm)
     notes.say("job.model.vocab_size", "Megatron-LM pads it to a multiple of 128 x tensor")
     return options + _activation(shape, notes) + _positions(shape) + _attention(shape) + _experts(shape)
 
