@@ -184,7 +184,6 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
         yield Illegal("recipe.compile", what, "use compile: true, or tensor_overlap: false", what)
 
 
-
 def _not_run(runs: Runs, key: str, name: str, value: object, choices: tuple[object, ...]) -> Illegal:
     one_of = " or ".join("none" if choice is None else str(choice) for choice in choices)
     what = f"{runs.called} runs {name} {one_of}, not {value}"
