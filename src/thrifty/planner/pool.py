@@ -34,8 +34,8 @@ from thrifty.spec.software import RUNS
 # Far enough above the best for runners-up and comparisons.
 SLACK = 1.1
 TOO_LARGE = "too large"
-TOO_SLOW = "too slow at any microbatch"
-RECOMPUTES_MORE = "recompute more than they need"
+TOO_SLOW = "too slow"
+RECOMPUTES_MORE = "recompute needlessly"
 NOT_SHARED = "batch does not divide among data ranks"
 
 
