@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.model.layers import LayerNorm, Linear, RMSNorm, gelu_, rope_tables, rotate, swiglu
-from thrifty.model.short_attention import LONGEST, short_attention, suits
+from thrifty.model.short_attention import BLOCK, LONGEST, short_attention, suits
 from thrifty.spec.job import ModelShape
 
 EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
@@ -93,14 +93,16 @@ def test_short_attention(batch, kv_heads, group, seq, head_dim, dtype):
     assert_alike(lambda *x: short_attention(*(t.transpose(1, 2) for t in x)), reference, [q, k, v], roundings=24)
 
 
-def test_short_attention_is_for_short_bf16_sequences_read_at_once():
+def test_short_attention_is_for_short_sequences_read_at_once():
     def query(seq, dtype=torch.bfloat16, device="cpu"):
         return torch.empty(1, 2, seq, 4, dtype=dtype, device=device)
 
     assert suits(query(64), query(64))
     assert suits(query(LONGEST), query(LONGEST))
     assert not suits(query(LONGEST + 1), query(LONGEST + 1))
-    assert not suits(query(64, torch.float32), query(64, torch.float32))
+    assert suits(query(BLOCK, torch.float32), query(BLOCK, torch.float32))
+    assert not suits(query(BLOCK + 1, torch.float32), query(BLOCK + 1, torch.float32))
+    assert not suits(query(64, torch.float64), query(64, torch.float64))
     assert not suits(query(3), query(64))
     assert not suits(query(64, device="meta"), query(64, device="meta"))
 

@@ -46,6 +46,7 @@ class Run:
     checkpoints: Checkpoints
     record: Record
     limits: Limits
+    peak: memory.Peak
     step: int = 0
     tokens: int = 0  # fed, padding included
     evaluated_tokens: int = 0
@@ -82,7 +83,9 @@ def execute(
         meter = Meter(plan, world, began, traffic, base, world.share(record.spent and record.spent.before))
         if record.spent is not None:
             record.spent.now = meter.spent
-        run = Run(plan, world, built, train, val, meter, checkpoints, record, limits, step=start)
+        run = Run(
+            plan, world, built, train, val, meter, checkpoints, record, limits, memory.Peak(world.device), step=start
+        )
         if base is not None:
             for name in ("tokens", "evaluated_tokens", "loss", "tokens_in_loss"):
                 setattr(run, name, base[name])
@@ -276,7 +279,7 @@ def _log(run: Run, loss: float, lr: float, norm: float, seconds: float) -> None:
     row = {
         "step": run.step, "split": "train", "loss": loss, "tokens": run.tokens, **run.meter.spent()._asdict(),
         "step_seconds": seconds, "lr": lr, "grad_norm": norm, "tokens_per_second": rate, "mfu": run.meter.mfu(rate),
-        "memory_bytes": memory.peak_bytes(run.world.device),
+        "memory_bytes": run.peak.bytes(),
     }  # fmt: skip
     run.record.add(row)
     run.record.show(row, (run.plan.total_steps - run.step) * _recent(run.step_seconds))
