@@ -23,7 +23,7 @@ BLOCK = 64  # query rows per block; T = 256 computes 62.5% of the square
 
 
 def suits(query: Tensor, key: Tensor) -> bool:
-    """True where this form is the faster one: on a CPU, queries as keys, up to LONGEST of them in bf16, BLOCK in fp32."""
+    """True where this form is the faster: on a CPU, queries as keys, up to LONGEST of them in bf16, BLOCK in fp32."""
     longest = {torch.bfloat16: LONGEST, torch.float32: BLOCK}.get(query.dtype, 0)
     return query.device.type == "cpu" and key.shape[2] == query.shape[2] <= longest
 
