@@ -48,9 +48,10 @@ def block_activation_bytes_per_token(shape: ModelShape, sequence_length: int, el
 
 
 def _scores_bytes(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
-    """What attention keeps of the scores of one query and head: a log-sum-exp, or short bf16 probabilities on a CPU."""
+    """What attention keeps of one query's scores in a head: a log-sum-exp, or on a CPU, if short, probabilities."""
     windowed = shape.sliding_window is not None and sequence_length > shape.sliding_window
-    if not is_cpu or element != 2 or windowed or sequence_length > constants.SHORT_ATTENTION_LONGEST:
+    longest = constants.SHORT_ATTENTION_LONGEST if element == 2 else constants.SHORT_ATTENTION_BLOCK
+    if not is_cpu or windowed or sequence_length > longest:
         return 4.0
     size = constants.SHORT_ATTENTION_BLOCK
     ends = [min(begin + size, sequence_length) for begin in range(0, sequence_length, size)]

@@ -77,7 +77,8 @@ CHECKPOINT_BYTES_PER_PARAMETER: Final = 12  # fp32 weights and two AdamW moments
 LOSS_CHUNK_ROWS: Final = 512
 LOSS_CHUNK_BYTES: Final = 2**24
 
-# As in model/short_attention.py: on a CPU, bf16 sequences up to this long keep their probabilities, block by block.
+# As in model/short_attention.py: on a CPU, bf16 sequences up to this long keep their probabilities, block by block;
+# fp32 ones up to one block do.
 SHORT_ATTENTION_LONGEST: Final = 512
 SHORT_ATTENTION_BLOCK: Final = 64
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -136,6 +137,18 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
         _CLEAR_REFS.write_text("5")  # resets VmHWM; see proc(5)
+
+
+class Peak:
+    """`peak_bytes`, read at most once a second: on a CPU that takes the kernel longer than the rest of a log row."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._bytes, self._next = device, 0, 0.0
+
+    def bytes(self) -> int:
+        if time.monotonic() >= self._next:
+            self._bytes, self._next = peak_bytes(self._device), time.monotonic() + 1.0
+        return self._bytes
 
 
 def peak_bytes(device: torch.device) -> int:
