@@ -20,7 +20,8 @@ from typing import Any
 from thrifty.cost import profiles
 from thrifty.cost.fit import Bound, Constants, coordinate_search, huber, interval, pull
 from thrifty.cost.step import step_seconds
-from truth import Case, groups, read
+from truth import Case, groups
+from truth_tables import read
 
 HUBER = 0.05  # log units: beyond it an error counts in proportion, so that outliers do not rule
 PULL = 0.003

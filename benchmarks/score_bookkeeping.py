@@ -39,6 +39,8 @@ def score(folder: Path) -> tuple[dict[str, list[Row]], list[Skipped]]:
     """Rows by table and quantity, and what was left out with why."""
     tables: dict[str, list[Row]] = {}
     skipped: list[Skipped] = []
+    if not (folder / f"{TABLE}.csv").is_file():
+        return {}, [Skipped(TABLE, "all rows", "the table is not in the folder")]
     for raw in rows_of(folder / f"{TABLE}.csv"):
         for one in _quantities(raw):
             if isinstance(one, Skipped):

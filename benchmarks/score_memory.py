@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from score_planner import GIB, cluster_of, rows_of
 from thrifty.catalog import lookup
 from thrifty.cost.habits import HABITS, Habits
 from thrifty.cost.memory import Memory, by_stage, interval
@@ -27,6 +26,7 @@ from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.load import build
 from thrifty.spec.recipe import Batch, Layout, Recipe
+from truth import GIB, cluster_of, rows_of
 
 Row = dict[str, str]
 

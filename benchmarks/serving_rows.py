@@ -75,6 +75,9 @@ class Row:
 def cases(folder: Path) -> Iterator[Case | Skipped]:
     """Every row of both tables, in order."""
     for table, read in ((G1, _throughput), (G2, _energy)):
+        if not (folder / f"{table}.csv").is_file():
+            yield Skipped(table, "all rows", "the table is not in the folder")
+            continue
         for row in rows_of(folder / f"{table}.csv"):
             yield _case(table, row, read)
 
