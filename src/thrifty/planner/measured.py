@@ -30,6 +30,8 @@ def measured_saving(cluster: Cluster, job: Job, lever: str, on: Candidate, off: 
 
     Of a step only computation changes as the block did; what is sent and updated stays.
     """
+    if lever not in PLAIN:
+        return None
     values = (measured_ratio(cluster, job, lever, getattr(one.recipe, lever)) for one in (on, off))
     ratio_on, ratio_off = values
     if ratio_on is None or ratio_off is None:
