@@ -134,7 +134,7 @@ def _print(found: Calibration) -> None:
         out.print(f"measured on {lever.shape}: {lever.lever} {lever.value} {lever.ratio:.2f}x", markup=False)
     out.print(
         f"profile {own.name} on {own.hardware}, {own.date}: {own.runs} runs; median error of a step "
-        f"{own.error_before:.0%} before, {own.error:.0%} after (runs of other kinds held out); "
+        f"{own.error_before:.0%} before, {own.error:.0%} after (kinds of runs held out in turn, where there are two); "
         f"80% interval {own.low:.2f} to {own.high:.2f}",
         markup=False,
     )

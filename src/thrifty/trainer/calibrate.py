@@ -59,7 +59,7 @@ LENGTH = 128
 PRODUCT_SECONDS = 0.03
 MOST_STEPS, LEAST_STEPS = 24, 6
 # A run is stopped, with a bill, once it has lasted so long, start-up included.
-DEADLINE_SECONDS = {True: 25.0, False: 60.0}
+DEADLINE_SECONDS = {True: 40.0, False: 90.0}
 RUN_LIMIT_SECONDS = 240.0  # where a single step lasts so long that it is never asked
 BUSY = 1.0  # processes waiting for each core: from here on, what is measured says more about them than about us
 
