@@ -5,7 +5,7 @@
 Two rates are told apart. *Priced* is the cost model alone: time and memory of recipes it has not seen, each in full.
 *Considered* is the search: most recipes are ruled out by a bound on their memory or time without being priced. Seconds
 are of one process's CPU, medians of `--repeat` fresh processes, so that no cache is warm and other load counts little.
-Start-up and plan are wall time of the command.
+Start-up and plan are the CPU seconds of the whole command, a fresh process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -95,10 +96,12 @@ def fresh(what: str, case: tuple[str, str, str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def wall_seconds(words: list[str]) -> float:
-    begin = time.perf_counter()
+def command_seconds(words: list[str]) -> float:
+    """CPU seconds of a thrifty command, user and system."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "thrifty", *words], capture_output=True, check=True)
-    return time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -121,22 +124,22 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             words = ["plan", model, "--on", on, "--out", f"{folder}/plan.yaml"]
             words += ["--software", software] if software != "thrifty" else []
-            plan = statistics.median(wall_seconds(words) for _ in range(asked.repeat))
+            plan = statistics.median(command_seconds(words) for _ in range(asked.repeat))
         seconds = statistics.median(one["seconds"] for one in searches)
         rate = statistics.median(one["priced"] / one["seconds"] for one in prices)
         row = {
             "model": model, "on": on, "software": software, "considered": searches[0]["considered"],
             "priced_in_search": searches[0]["priced"], "search_cpu_seconds": seconds,
             "considered_per_second": searches[0]["considered"] / seconds, "priced_per_second": rate,
-            "plan_wall_seconds": plan,
+            "plan_cpu_seconds": plan,
         }  # fmt: skip
         rows.append(row)
         print(f"{model:12} {on:>12} {software:11} {row['considered']:10,} {row['priced_in_search']:7,} {seconds:6.2f} "
               f"{row['considered_per_second']:12,.0f} {rate:9,.0f} {plan:7.2f}", flush=True)  # fmt: skip
-    start = statistics.median(wall_seconds(["plan", "--help"]) for _ in range(asked.repeat))
+    start = statistics.median(command_seconds(["plan", "--help"]) for _ in range(asked.repeat))
     print(f"start-up (thrifty plan --help): {start:.2f} s")
     if asked.json:
-        content = {"start_up_wall_seconds": start, "load_average": os.getloadavg()[0], "searches": rows}
+        content = {"start_up_cpu_seconds": start, "load_average": os.getloadavg()[0], "searches": rows}
         asked.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
@@ -25,9 +25,8 @@ AXES: tuple[Axis, ...] = ("tensor", "context", "expert", "shard", "pipeline", "i
 LINKS = ("intra_node", "inter_node", "inter_island")
 
 
-@dataclass(frozen=True, slots=True)
-class Collective:
-    """One kind of collective of a step.
+class Collective(NamedTuple):
+    """One kind of collective of a step. A tuple, since a search makes some for every recipe and tuples are made fast.
 
     Attributes:
         unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping), or
