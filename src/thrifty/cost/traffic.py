@@ -49,7 +49,7 @@ class Collective(NamedTuple):
     group: int
     payload_bytes: float
     sent_bytes: float
-    count: float
+    count: float  # type: ignore[assignment]  # in the place of tuple.count, which nobody calls
     link: str
     latency: float
     seconds: float
