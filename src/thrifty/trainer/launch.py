@@ -217,6 +217,13 @@ def _explain(failures: dict[int, Any], folder: RunFolder, answer: Path) -> Thrif
     )
 
 
+def _leave(answer: Path, content: dict[str, Any]) -> None:
+    """Several ranks may find the same mistake at once: each writes a file of its own, and the last rename stays."""
+    own = answer.with_name(f"launch-{os.environ.get('RANK', 0)}.json")
+    write_atomically(own, json.dumps(content))
+    os.replace(own, answer)
+
+
 def _main(request: str, root: str, began: str, options: str) -> int:
     """A rank that `_run_ranks` started: leaves its outcome, or its error, in launch.json."""
     from thrifty.planner.emit import read_plan
@@ -227,11 +234,10 @@ def _main(request: str, root: str, began: str, options: str) -> int:
     except LostRank as error:
         return error.exit_code  # the launcher sees which rank died, and how
     except ThriftyError as error:
-        print_once = {"what": error.what, "where": error.where, "hint": error.hint}
-        write_atomically(answer, json.dumps(print_once))
+        _leave(answer, {"what": error.what, "where": error.where, "hint": error.hint})
         return error.exit_code
     if outcome is not None:
-        write_atomically(answer, json.dumps({"bill": outcome.bill.model_dump(mode="json"), "stopped": outcome.stopped}))
+        _leave(answer, {"bill": outcome.bill.model_dump(mode="json"), "stopped": outcome.stopped})
     return 0
 
 
