@@ -14,7 +14,7 @@ from thrifty.laws.law import Constants, LossLaw
 from thrifty.laws.loss import PUBLISHED, loss
 from thrifty.planner import budget_screen
 from thrifty.planner.budget import Rates, for_budget, for_target
-from thrifty.planner.expected_loss import job_for_target, with_law, within_budget
+from thrifty.planner.expected_loss import job_for_target, with_law
 from thrifty.planner.family import family, nearest
 from thrifty.planner.search import search
 from thrifty.spec import Job, ModelShape, ThriftyError
@@ -149,13 +149,11 @@ def test_the_family_is_dense_and_runs() -> None:
 
 
 def test_a_job_over_budget_is_refused_with_what_would_do() -> None:
-    found = search(llama(), cluster())
-    cost = found.plan.predicted.usd.value
-    assert within_budget(found, cost * 1.01) is found
-    with pytest.raises(ThriftyError, match="over the budget") as error:
-        within_budget(found, cost / 2)
-    assert "tokens" in error.value.hint
-    assert "loss" in error.value.hint
+    cost = search(llama(), cluster()).plan.predicted.usd.value
+    assert search(llama(), cluster(), budget_usd=cost * 1.01).plan.predicted.usd.value <= cost * 1.01
+    with pytest.raises(ThriftyError, match="budget") as error:
+        search(llama(), cluster(), budget_usd=cost / 2)
+    assert error.value.hint
 
 
 def test_a_job_with_a_target_gets_the_tokens_of_the_law() -> None:

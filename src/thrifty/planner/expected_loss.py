@@ -8,7 +8,6 @@ from thrifty.cost.params import total_parameters
 from thrifty.laws import critical_batch, repetition
 from thrifty.laws import loss as loss_law
 from thrifty.laws.law import LossLaw
-from thrifty.planner.search import Search
 from thrifty.spec import units
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import Job
@@ -33,31 +32,6 @@ def job_for_target(job: Job, target: float, by: LossLaw = loss_law.PUBLISHED) ->
         what = f"loss {target:g} is out of reach on {unique} unique tokens, however often they repeat"
         raise ThriftyError(what, where="--target-loss", hint=f"new ones would do: {units.show(once, 'token')} of them")
     return job.model_copy(update={"tokens": math.ceil(tokens), "steps": None, "target_loss": target})
-
-
-def within_budget(found: Search, usd: float) -> Search:
-    """The search itself, where its plan costs no more than the money.
-
-    Raises:
-        ThriftyError: the cheapest plan costs more; says what it costs and what the money would do.
-    """
-    plan = found.plan
-    bill = plan.predicted
-    if bill.usd.value <= usd:
-        return found
-    share = usd / bill.usd.value
-    tokens = share * bill.tokens.value
-    total = total_parameters(plan.job.model)
-    ways = [f"train on {units.show(0.98 * tokens, 'token')} tokens (--set job.tokens={0.98 * tokens:.3g})"]
-    reached = loss_law.predicted_loss(plan.job, total, tokens)
-    if reached is not None and bill.loss is not None:
-        ways[0] += f", for a loss of {reached.value:.3f} instead of {bill.loss.value:.3f}"
-    ways.append(f"leave the model to the money: thrifty plan --budget {usd:g}usd --on ...")
-    raise ThriftyError(
-        f"the cheapest of {found.tried:,} recipes costs {bill.usd}, over the budget of {units.show(usd, 'usd')}",
-        where="--budget",
-        hint="; ".join(ways),
-    )
 
 
 def with_law(plan: Plan, by: LossLaw = loss_law.PUBLISHED) -> Plan:
