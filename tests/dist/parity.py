@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from thrifty.parallel.mesh import data_rank
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
@@ -40,6 +41,7 @@ class Case:
     Attributes:
         sequences: in a step, over all ranks; micro of them in a forward pass of a rank.
         steps: taken by the optimizer before the last one's loss and gradients are kept.
+        stages: layers of each part of a pipeline where they are not spread evenly.
     """
 
     shape: str = "llama"
@@ -52,6 +54,7 @@ class Case:
     exchange: str = "fp32"
     clip: float = 0.0
     steps: int = 1
+    stages: tuple[range, ...] | None = None
 
     @property
     def job(self) -> Job:
@@ -103,15 +106,21 @@ def _take_steps(case: Case) -> Result:
     ranks = case.recipe.layout.ranks
     rank = dist.get_rank() if ranks > 1 else 0
     world = World(rank, ranks, rank, ranks, torch.device("cpu"))
-    built = build(case.job, case.recipe, world)
+    built = build(case.job, case.recipe, world, case.stages)
     losses, norm = [], 0.0
     for step in range(case.steps):
         if step:
             built.optimizer.step()
+            if built.tied is not None:
+                built.tied.follow()
         built.optimizer.zero_grad(set_to_none=True)
         loss, norm = _one_step(case, built, world, step)
         losses.append(loss)
     gradients = {name: _whole(p.grad) for name, p in built.model.named_parameters()}
+    if built.pipeline is not None:  # each stage has its own
+        held: list[Any] = [None] * world.size
+        dist.all_gather_object(held, gradients)
+        gradients = {name: gradient for one in held for name, gradient in one.items()}
     return Result(losses, norm, gradients)
 
 
@@ -119,18 +128,26 @@ def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, f
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe, total = case.recipe, 0.0
-    for i in range(recipe.accumulation):
-        first = (i * world.size + world.rank) * case.micro
-        rows = slice(first, first + case.micro)
-        set_last_microbatch(built.model, i == recipe.accumulation - 1)
-        loss = built.model(tokens[rows], targets[rows])
-        (loss * world.size / counted).backward()
-        total += float(loss.detach())
+    layout = recipe.layout
+    scale = layout.data_ranks / counted
+    mine = [(i * layout.data_ranks + data_rank(layout, world.rank)) * case.micro for i in range(recipe.accumulation)]
+    rows = [slice(first, first + case.micro) for first in mine]
+    if built.pipeline is not None:
+        together = (torch.cat([whole[part] for part in rows]) for whole in (tokens, targets))
+        total = sum(map(float, built.pipeline.step(*together, scale)))
+        if built.tied is not None:
+            built.tied.sum_gradients()
+    else:
+        for i, part in enumerate(rows):
+            set_last_microbatch(built.model, i == recipe.accumulation - 1)
+            loss = built.model(tokens[part], targets[part])
+            (loss * scale).backward()
+            total += float(loss.detach())
     if world.size > 1:
         message = torch.tensor([total], dtype=torch.float64)
         dist.all_reduce(message)
         total = float(message)
-    norm = clip_gradients(list(built.model.parameters()), case.clip, built.shard_group)
+    norm = clip_gradients(list(built.model.parameters()), case.clip, built.holders, built.counted_elsewhere)
     return total / counted, float(norm)
 
 

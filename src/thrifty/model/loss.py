@@ -20,7 +20,7 @@ def chunk_rows(tokens: int, vocab: int) -> int:
     return -(-tokens // max(1, parts))
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, twice: bool = False) -> Tensor:
     """Sum over tokens of -log softmax(x weight^T)[target]; the softmax is taken in fp32 (fp64 for fp64).
 
     The sum is known to end in one number, so the gradients of x and weight are formed beside the loss while a chunk's
@@ -30,13 +30,15 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         x: (tokens, hidden).
         weight: (vocab, hidden), cast to the dtype of x.
         targets: (tokens,); -100 counts nothing.
+        twice: the backward pass may run twice, for the gradient of x and later for that of the weight, as in
+            zero-bubble pipelines; costs a copy of both.
 
     Returns:
         A scalar in fp32 (fp64 for fp64).
     """
     rows = chunk_rows(x.shape[0], weight.shape[0])
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(x, weight, targets, rows)
+        return _LinearCrossEntropy.apply(x, weight, targets, rows, twice)
     w = weight.to(x.dtype)
     pairs = zip(x.split(rows), targets.split(rows), strict=True)
     return sum((_chunk_loss(part, w, goal)[0] for part, goal in pairs), torch.zeros((), device=x.device))
@@ -51,7 +53,7 @@ def _chunk_loss(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int, twice: bool) -> Tensor:
         w = weight.to(x.dtype)
         wide = accumulation_dtype(x.dtype)
         loss = torch.zeros((), dtype=wide, device=x.device)
@@ -69,10 +71,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part_grad = grad.t() @ part
             grad_weight = part_grad.to(wide) if grad_weight is None else grad_weight.add_(part_grad)
         ctx.save_for_backward(grad_x, grad_weight)
+        ctx.twice = twice
         return loss
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         # In place: a second copy of the head's gradient would be held at the peak. Autograd notices a second backward.
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad), grad_weight.mul_(grad), None, None
+        if ctx.twice:
+            return grad_x * grad, grad_weight * grad, None, None, None
+        return grad_x.mul_(grad), grad_weight.mul_(grad), None, None, None

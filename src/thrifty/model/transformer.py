@@ -88,11 +88,13 @@ class Transformer(nn.Module):
         require_trained(shape)
         self.shape = shape
         self.recompute = recompute
+        self.twice = False  # whether a backward pass runs in two parts: see `linear_cross_entropy`
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else None  # None: that of the parameters
-        self.embed = Embedding(shape.vocab_size, shape.hidden)
+        # A stage of a pipeline holds some of these alone: see `keep_stage`.
+        self.embed: Embedding | None = Embedding(shape.vocab_size, shape.hidden)
         self.positions = Embedding(shape.max_positions, shape.hidden) if shape.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = norm(shape)
+        self.norm: nn.Module | None = norm(shape)
         self.head = None if shape.tied_embeddings else Linear(shape.hidden, shape.vocab_size, bias=False)
         if self.embed.weight.device.type != "meta":
             self.init_weights(0)
@@ -104,6 +106,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits, or the loss when targets are given.
 
+        A stage of a pipeline takes the hidden states of the stage before it for `tokens`, and returns its own,
+        (batch, seq, hidden); the last one returns what the whole model returns.
+
         Args:
             tokens: ids, (batch, seq).
             targets: ids, (batch, seq); -100 counts nothing.
@@ -114,25 +119,28 @@ class Transformer(nn.Module):
             all targets but -100, in fp32 (fp64 for fp64).
         """
         x = self.trunk(tokens, cache)
+        if self.norm is None:
+            return x
         weight = self.embed.weight if self.head is None else self.head.weight
         if targets is not None:
-            return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())
+            return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), twice=self.twice)
         return F.linear(x, weight.to(x.dtype)) if self.head is None else self.head(x)
 
     def trunk(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """The last hidden states after the final norm, (batch, seq, hidden): what the head reads."""
         seq = tokens.shape[1]
         start = 0 if cache is None else cache.length
-        x = self.embed(tokens)  # (batch, seq, hidden)
+        x = tokens if tokens.is_floating_point() else self.embed(tokens)  # (batch, seq, hidden)
         x = x.to(self.compute_dtype or x.dtype)
         if self.positions is not None:
             if start + seq > self.shape.max_positions:
                 what = f"{start + seq} tokens, but the model has learned {self.shape.max_positions} positions"
                 raise ThriftyError(what, hint="shorten the sequence, or train a model with more max_positions")
             x = x + self.positions.weight[start : start + seq].to(x.dtype)
-        windows = [self.shape.window(layer) for layer in range(len(self.blocks))]
-        contexts = {w: make_context(self.shape, w, seq, start, x.dtype, x.device) for w in dict.fromkeys(windows)}
-        for index, block in enumerate(self.blocks):
+        blocks = [(int(name), block) for name, block in self.blocks.named_children()]
+        windows = {index: self.shape.window(index) for index, _ in blocks}
+        contexts = {w: make_context(self.shape, w, seq, start, x.dtype, x.device) for w in set(windows.values())}
+        for index, block in blocks:
             context = contexts[windows[index]]
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
@@ -140,4 +148,27 @@ class Transformer(nn.Module):
                 x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.length += seq
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
+
+
+def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) -> Transformer:
+    """Takes from a model, in place, what other stages of a pipeline hold; names stay those of the whole model.
+
+    The first stage keeps the embedding and the last one norm and head. A tied head is the embedding's matrix, so both
+    keep that.
+
+    Args:
+        model: whole, and on the meta device, so that no stage ever holds it all.
+        layers: the blocks that stay.
+    """
+    kept = nn.ModuleList()
+    for index in layers:
+        kept.add_module(str(index), model.blocks[index])  # not by append, which would number from 0
+    model.blocks = kept
+    if not first:
+        model.positions = None
+    if not (first or (last and model.shape.tied_embeddings)):
+        model.embed = None
+    if not last:
+        model.norm = model.head = None
+    return model

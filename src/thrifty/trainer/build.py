@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from thrifty.model.transformer import Transformer, initialise
+from thrifty.model.transformer import Transformer, initialise, keep_stage
 from thrifty.parallel.mesh import build_mesh
+from thrifty.parallel.pipeline import SPLIT_BACKWARD, Chunks, Part, Pipeline, Tied, holders, parts_of, tie
 from thrifty.parallel.shard import shard
 from thrifty.spec.job import Job
 from thrifty.spec.recipe import Optimizer, Recipe
@@ -17,39 +21,86 @@ from thrifty.trainer.world import World
 
 @dataclass
 class Built:
-    """What a step needs."""
+    """What a step needs.
+
+    Attributes:
+        model: what this rank holds: the whole model, a part of it, or several (`parallel.pipeline.Chunks`).
+        holders: ranks that share one copy of the parameters between them; None where this one has all of them.
+        pipeline: runs the forward and backward passes where the model is in stages.
+        tied: this rank's copies of an embedding that another stage holds too.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    shard_group: object | None  # ranks that share one copy of the parameters; None where each has all of them
+    holders: Any
+    pipeline: Pipeline | None = None
+    tied: Tied | None = None
+
+    @property
+    def counted_elsewhere(self) -> tuple[nn.Parameter, ...]:
+        """Parameters whose gradients another holder counts in the global norm."""
+        return self.tied.copies if self.tied is not None and self.tied.counted_elsewhere else ()
 
 
-def build(job: Job, recipe: Recipe, world: World) -> Built:
-    """Model on its device, initialised from the job's seed alone, compiled and sharded as the recipe says.
+def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None = None) -> Built:
+    """Model on its device, initialised from the job's seed alone, split as the recipe says.
 
-    Order: meta construction, compile each block, shard, allocate, initialise. A sharded parameter is filled with its
-    part of the same full tensor, so every layout starts from the same numbers.
+    Order: meta construction, stage, `parallelize`, allocate, initialise. A sharded parameter is filled with its part
+    of the same full tensor, so every layout starts from the same numbers.
+
+    Args:
+        stages: layers of each part of a pipeline, from `cost.stages.stage_layers`; spread evenly when left out.
     """
+    layout = recipe.layout
+    mesh = build_mesh(layout, world.device.type) if world.size > 1 else None
+    parts = [(part, _part(job, recipe, world, mesh, part)) for part in parts_of(job.model.layers, layout, world.rank, stages)]
+    model = parts[0][1] if len(parts) == 1 else Chunks([module for _, module in parts])
+    optimizer = build_optimizer(model, recipe.optimizer)
+    if mesh is None or layout.pipeline == 1:
+        return Built(model, optimizer, holders(mesh, layout) if mesh is not None else None)
+    pipeline = Pipeline(
+        parts,
+        layout,
+        microbatches=recipe.accumulation,
+        tokens=(recipe.batch.micro_sequences, job.sequence_length),
+        hidden=job.model.hidden,
+        dtype=torch.bfloat16 if recipe.precision == "bf16" else next(model.parameters()).dtype,
+        group=mesh.get_group("pipeline"),
+        device=world.device,
+    )
+    tied = tie(parts, layout, world.rank) if job.model.tied_embeddings else None
+    return Built(model, optimizer, holders(mesh, layout), pipeline, tied)
+
+
+def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part: Part) -> Transformer:
+    """One part of the model, or all of it. No rank ever allocates what others hold."""
     with torch.device("meta"):
         model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute == "full")
+    if part.of > 1:
+        keep_stage(model, part.layers, first=part.first, last=part.last)
+        model.twice = recipe.layout.schedule in SPLIT_BACKWARD
+    parallelize(model, mesh, recipe)
+    model.to_empty(device=world.device)
+    initialise(model, job.seed)
+    return model
+
+
+def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> None:
+    """Applies compilation and sharding, in this order, to a model or a stage of one, in place, on the meta device."""
+    layout = recipe.layout
     if recipe.compile:
         for block in model.blocks:
             block.compile()
-    group = None
-    if world.size > 1:
-        mesh = build_mesh(recipe.layout, world.device.type)
+    if mesh is not None and layout.data_ranks > 1:
         shard(
             model,
             mesh,
             blocks=list(model.blocks),
             precision=recipe.precision,
             exchange_dtype=recipe.exchange.dtype,
-            reshard_after_forward=recipe.layout.reshard_after_forward,
+            # A stage passes its blocks many times in a step and keeps them gathered meanwhile.
+            reshard_after_forward=layout.reshard_after_forward and layout.pipeline == 1,
         )
-        group = mesh.get_group("shard") if recipe.layout.shard > 1 else None
-    model.to_empty(device=world.device)
-    initialise(model, job.seed)
-    return Built(model, build_optimizer(model, recipe.optimizer), group)
 
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW}

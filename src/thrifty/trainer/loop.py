@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thrifty.cost.timeline import most_kept, order
 from thrifty.data.loader import Samples
 from thrifty.data.prepare import Prepared, prepare
 from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
+from thrifty.parallel.mesh import coordinates, data_rank, leads
+from thrifty.parallel.pipeline import Around, Pipeline
 from thrifty.parallel.shard import release_gathered, set_last_microbatch
 from thrifty.spec.bill import MEMORY_TERMS, Bill
 from thrifty.spec.errors import ThriftyError
@@ -137,6 +140,8 @@ def _restore(
     step, progress = found
     checkpoint.allocate_state(built.optimizer)
     checkpoints.load(step, checkpoint.state(built.model, built.optimizer))
+    if built.tied is not None:
+        built.tied.follow()
     record.truncate(step)
     record.note(f"resumed from step {step}")
     return progress, paid, step
@@ -151,7 +156,7 @@ def _train(run: Run) -> str | None:
         with run.meter.part("data"):
             batches = _fetch(run)
         reason = _wants_to_stop(run)
-        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches)
+        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches) if _leads(run) else 0
         with run.meter.part("communication"):
             targets_in_step, stop, busy = run.world.sum(local_count, reason is not None, run.checkpoints.busy)
         if stop:
@@ -194,13 +199,18 @@ def _wants_to_stop(run: Run) -> str | None:
 
 def _fetch(run: Run) -> list[tuple[Tensor, Tensor, int]]:
     """This rank's microbatches of the step: tokens, targets (micro, seq), and the index of the first sequence."""
-    batch, world = run.plan.recipe.batch, run.world
+    batch, layout, world = run.plan.recipe.batch, run.plan.recipe.layout, run.world
+    mine = data_rank(layout, world.rank)
     found = []
     for i in range(run.plan.recipe.accumulation):
-        first = run.step * batch.sequences + (i * world.size + world.rank) * batch.micro_sequences
+        first = run.step * batch.sequences + (i * layout.data_ranks + mine) * batch.micro_sequences
         tokens, targets = run.train.batch(first, batch.micro_sequences)
         found.append((_to(tokens, world), _to(targets, world), first))
     return found
+
+
+def _leads(run: Run) -> bool:
+    return leads(run.plan.recipe.layout, run.world.rank)
 
 
 def _to(array: Any, world: World) -> Tensor:
@@ -212,29 +222,26 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     """One optimizer step. The loss is normalised by the targets of all ranks and microbatches together."""
     begin = time.perf_counter()
     recipe, model, optimizer = run.plan.recipe, run.built.model, run.built.optimizer
-    # FSDP averages gradients over ranks, so each rank's sum is scaled up by their number.
-    scale = run.world.size / max(1, targets_in_step)
-    losses = []
+    # FSDP averages gradients over data ranks, so each one's sum is scaled up by their number.
+    scale = recipe.layout.data_ranks / max(1, targets_in_step)
     with run.meter.part("compute"):
-        for i, (tokens, targets, _) in enumerate(batches):
-            set_last_microbatch(model, i == len(batches) - 1)
-            loss = _forward(run, tokens, targets)
-            (loss * scale).backward()
-            losses.append(loss.detach())
-        values = torch.stack(losses).tolist()  # the one place where a GPU is waited for
+        values = _passes(run, batches, scale)
     with run.meter.part("communication"):
         loss_sum, joules = run.world.sum(sum(values), run.meter.joules_of_rank())
     run.meter.set_joules(joules)
     if not math.isfinite(loss_sum):
         _stop_on_non_finite(
-            run, [first for value, (_, _, first) in zip(values, batches, strict=True) if not math.isfinite(value)]
+            run, [first for value, (_, _, first) in zip(values, batches, strict=False) if not math.isfinite(value)]
         )
     lr = learning_rate(recipe.schedule, recipe.optimizer.lr, run.step, run.plan.total_steps)
     with run.meter.part("optimizer"):
-        norm = clip_gradients(list(model.parameters()), recipe.optimizer.clip_norm, run.built.shard_group)
+        parameters, elsewhere = list(model.parameters()), run.built.counted_elsewhere
+        norm = clip_gradients(parameters, recipe.optimizer.clip_norm, run.built.holders, elsewhere)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        if run.built.tied is not None:
+            run.built.tied.follow()
         if "gradients" not in run.memory:
             run.memory["gradients"] = memory.gradient_bytes(model)
         optimizer.zero_grad(set_to_none=True)
@@ -245,18 +252,58 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     _log(run, loss_sum / max(1, targets_in_step), lr, float(norm), seconds)
 
 
+def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -> list[float]:
+    """Forward and backward passes of all microbatches; their losses, on the ranks that know them."""
+    model, pipeline = run.built.model, run.built.pipeline
+    losses = []
+    if pipeline is not None:
+        tokens, targets = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
+        losses = pipeline.step(tokens, targets, scale, around=_count_first(run))
+        _remember_first(run, pipeline)
+        if run.built.tied is not None:
+            run.built.tied.sum_gradients()
+    else:
+        for i, (tokens, targets, _) in enumerate(batches):
+            set_last_microbatch(model, i == len(batches) - 1)
+            loss = _forward(run, tokens, targets)
+            (loss * scale).backward()
+            losses.append(loss.detach())
+    return torch.stack(losses).tolist() if losses else []  # the one place where a GPU is waited for
+
+
 def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropy over targets; the first one also counts what it keeps for the backward pass."""
     if "activations" in run.memory:
         return run.built.model(tokens, targets)
     model = run.built.model
-    gathered = memory.Gathered(model, model.blocks)
-    with memory.count_saved(model, run.plan.job.model.vocab_size, run.plan.recipe.compile) as saved:
+    with memory.count_forward(model, run.plan.job.model.vocab_size, run.plan.recipe.compile) as saved:
         loss = model(tokens, targets)
-    gathered.stop()
-    run.memory["activations"], run.memory["logits"] = saved.activation_bytes, saved.logit_bytes
-    run.memory["communication"] = gathered.peak_bytes if run.world.size > 1 else 0
+    _remember(run, saved.activation_bytes, saved.logit_bytes, saved.gathered_bytes)
     return loss
+
+
+def _remember(run: Run, activations: float, logits: float, gathered: float) -> None:
+    run.memory["activations"], run.memory["logits"] = activations, logits
+    run.memory["communication"] = gathered if run.plan.recipe.layout.data_ranks > 1 else 0
+
+
+def _count_first(run: Run) -> Around | None:
+    """What the first forward pass of each part of a pipeline is wrapped in, until it has been counted."""
+    if "activations" in run.memory:
+        return None
+    vocabulary, compiled = run.plan.job.model.vocab_size, run.plan.recipe.compile
+    return lambda part: memory.count_forward(part, vocabulary, compiled)
+
+
+def _remember_first(run: Run, pipeline: Pipeline) -> None:
+    """Several microbatches are kept at once, as many as the schedule has under way."""
+    if not pipeline.first_passes:
+        return
+    layout = run.plan.recipe.layout
+    mine = order(layout, run.plan.recipe.accumulation)[coordinates(layout, run.world.rank)["pipeline"]]
+    kept = most_kept(mine, {part: saved.activation_bytes for part, saved in pipeline.first_passes.items()})
+    passes = pipeline.first_passes.values()
+    _remember(run, kept, max(s.logit_bytes for s in passes), sum(s.gathered_bytes for s in passes))
 
 
 def _stop_on_non_finite(run: Run, bad: list[int]) -> None:
@@ -292,12 +339,13 @@ def _recent(seconds: list[float]) -> float:
 @torch.no_grad()
 def evaluate(run: Run) -> None:
     """Mean cross-entropy over the first validation sequences, the same ones on any number of ranks."""
-    batch, world = run.plan.recipe.batch.micro_sequences, run.world
+    batch, layout, world = run.plan.recipe.batch.micro_sequences, run.plan.recipe.layout, run.world
+    model = run.built.pipeline.evaluate if run.built.pipeline is not None else run.built.model
     count = min(run.plan.recipe.evaluation.sequences, len(run.val))
     loss_sum, targets_seen = 0.0, 0
     with run.meter.part("evaluation"):
-        for first in range(0, count, batch * world.size):
-            mine = first + world.rank * batch
+        for first in range(0, count, batch * layout.data_ranks):
+            mine = first + data_rank(layout, world.rank) * batch
             here = max(0, min(batch, count - mine))
             # Every rank runs every pass at full size, else sharded parameters could not be gathered; what is beyond
             # the end is masked.
@@ -306,8 +354,9 @@ def evaluate(run: Run) -> None:
             masked = torch.full_like(padded, IGNORED)
             padded[: len(tokens)] = torch.from_numpy(tokens)
             masked[:here] = torch.from_numpy(targets[:here])
-            loss_sum += run.built.model(padded.to(world.device), masked.to(world.device)).item()
-            targets_seen += int((masked != IGNORED).sum())
+            loss = model(padded.to(world.device), masked.to(world.device))
+            loss_sum += loss.item() if loss is not None else 0.0
+            targets_seen += int((masked != IGNORED).sum()) if _leads(run) else 0
         release_gathered(run.built.model)
         loss_sum, counted = world.sum(loss_sum, targets_seen)
     run.loss, run.tokens_in_loss = loss_sum / counted, int(counted)

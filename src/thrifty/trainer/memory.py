@@ -45,10 +45,12 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 @dataclass
 class Saved:
-    """Bytes that a forward pass kept for the backward pass, and the most that logits ever took at once."""
+    """Bytes that a forward pass kept for the backward pass, the most that logits ever took at once, and the most of
+    gathered parameters that were seen after a block."""
 
     activation_bytes: int = 0
     logit_bytes: int = 0
+    gathered_bytes: int = 0
 
 
 class _Logits(TorchDispatchMode):
@@ -110,7 +112,17 @@ def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[S
     found.logit_bytes = logits.peak_bytes
 
 
-class Gathered:
+@contextmanager
+def count_forward(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
+    """`count_saved` for a Transformer or a part of one, and what sharding gathers meanwhile."""
+    gathered = _Gathered(model, model.blocks)
+    with count_saved(model, vocab_size, compiled) as found:
+        yield found
+    gathered.stop()
+    found.gathered_bytes = gathered.peak_bytes
+
+
+class _Gathered:
     """Follows the bytes of parameters that sharding has gathered, seen after each block of a forward pass."""
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
