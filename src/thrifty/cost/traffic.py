@@ -15,6 +15,7 @@ from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.params import counts
 from thrifty.cost.profiles import profile
+from thrifty.cost.stages import sends
 from thrifty.cost.work import linear_layers, split_of
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import Job, ModelShape
@@ -31,8 +32,9 @@ class Collective:
     """One kind of collective of a step.
 
     Attributes:
-        unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping), or
-            the activations of an axis: `attention`, `mlp`, `experts`, `keys`, `stage`.
+        unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping),
+            `tied` (the gradient of an embedding that two stages hold), or the activations of an axis: `attention`,
+            `mlp`, `experts`, `keys`, `stage`.
         phase: `forward`, `backward`, or `step` for what happens once a step.
         axis: of the layout, whose ranks take part.
         group: how many they are.
@@ -157,12 +159,14 @@ def _data_parallel(
         outside *= gathered if phase != "step" else 1.0
         found.append(collective(kind, unit, phase, axis, payload, count, ring[axis], group, (inside, outside)))
 
+    # A stage of a pipeline keeps its parameters gathered, and its gradients whole, until its last backward pass.
+    often = accumulation if layout.pipeline == 1 else 1
     for unit in units(shape, layout):
-        each, size, shard = unit.number * accumulation, unit.elements, unit.shard
+        each, size, shard = unit.number * often, unit.elements, unit.shard
         if n > 1 and layout.zero == 3:
             add("all_gather", unit.name, "forward", "shard", shard * compute, each)
             # The root stays gathered between its forward and backward pass.
-            if layout.reshard_after_forward and unit.name == "block":
+            if layout.reshard_after_forward and layout.pipeline == 1 and unit.name == "block":
                 add("all_gather", unit.name, "backward", "shard", shard * compute, each)
             add("reduce_scatter", unit.name, "backward", "shard", n * shard * reduced, each)
         elif n > 1 and layout.zero == 0:
@@ -174,7 +178,15 @@ def _data_parallel(
         if layout.island > 1:
             crossing = (size if layout.zero == 0 else shard) * (exchange.bits / 8 if exchange.bits else reduced)
             add("all_reduce", unit.name, "step", "island", crossing, unit.number / exchange.local_steps)
-    if n > 1:
+    if layout.pipeline > 1:
+        path = ring["pipeline"]
+        if shape.tied_embeddings and layout.schedule != "zbv":
+            head = shape.vocab_size * shape.hidden / layout.tensor
+            payload = 4 * (-(-shape.vocab_size // n) * shape.hidden if layout.tensor == 1 else head / n)
+            found.append(collective("all_reduce", "tied", "step", "pipeline", payload, 1, path, 2, shares[:2]))
+        ranks = n * layout.pipeline
+        found.append(collective("all_reduce", "norm", "step", "pipeline", 4, 1, path, ranks, shares[:2]))
+    elif n > 1:
         add("all_reduce", "norm", "step", "shard", 4, 1)
     return tuple(found)
 
@@ -252,8 +264,9 @@ def _activations(
         add("all_to_all", "experts", "backward", "expert", routed, 2 * sparse)
     if layout.pipeline > 1:
         handed = stream / (layout.tensor if layout.sequence_parallel else 1)
-        add("send", "stage", "forward", "pipeline", handed, layout.interleave)
-        add("send", "stage", "backward", "pipeline", handed, layout.interleave)
+        for phase, number in zip(("forward", "backward"), sends(layout), strict=True):
+            if number:
+                add("send", "stage", phase, "pipeline", handed, number)
     return tuple(found)
 
 
@@ -276,8 +289,10 @@ def evaluation_by_link(sent: tuple[Collective, ...], recipe: Recipe, batches: in
         if one.phase != "forward":
             continue
         each = one.count / recipe.accumulation
-        if one.axis == "shard":
-            often: float = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1
+        if one.axis == "shard" and recipe.layout.pipeline > 1:
+            each, often = one.count, 1.0
+        elif one.axis == "shard":
+            often = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1.0
         else:
             often = batches / (2 if recipe.recompute == "full" and one.axis != "pipeline" else 1)
         total[one.link] += one.sent_bytes * each * often
