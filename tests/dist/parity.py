@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.mesh import data_rank
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
@@ -31,7 +32,7 @@ GPT: dict[str, Any] = {
     "mlp": "gelu", "positions": "learned", "tied_embeddings": True, "bias": "all",
 }  # fmt: skip
 QWEN: dict[str, Any] = LLAMA | {"qk_norm": True, "tied_embeddings": True, "bias": "qkv"}
-SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN}
+SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN, "deep": QWEN | {"layers": 8}}
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,21 @@ def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, f
         total = float(message)
     norm = clip_gradients(list(built.model.parameters()), case.clip, built.holders, built.counted_elsewhere)
     return total / counted, float(norm)
+
+
+def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]]:
+    """What this rank of a pipeline computed in one step, in order, and the messages and collectives it started."""
+    rank, ranks = dist.get_rank(), case.recipe.layout.ranks
+    built = build(case.job, case.recipe, World(rank, ranks, rank, ranks, torch.device("cpu")), case.stages)
+    tokens, targets = batch_of(case, 0)
+    assert built.pipeline is not None and case.recipe.layout.data_ranks == 1
+    with TrafficCounter(lambda _: "link") as traffic:
+        built.pipeline.step(tokens, targets, 1.0)
+        if built.tied is not None:
+            built.tied.sum_gradients()
+        clip_gradients(list(built.model.parameters()), case.clip, built.holders, built.counted_elsewhere)
+        calls = {(kind, group, size): count for (kind, group, size, _), count in traffic.calls.items()}
+    return [(span.kind, span.part, span.microbatch) for span in built.pipeline.events], calls
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

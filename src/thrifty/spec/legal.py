@@ -21,7 +21,7 @@ class Illegal:
 
 
 # What this version of the trainer does not run: field of the recipe -> the only value that it does.
-_TRAINER_LAYOUT = {"pipeline": 1, "context": 1, "tensor": 1, "expert": 1, "zero": 3}
+_TRAINER_LAYOUT = {"context": 1, "tensor": 1, "expert": 1, "zero": 3}
 
 
 def illegal(job: Job, recipe: Recipe) -> Illegal | None:
@@ -100,6 +100,7 @@ def _by_software(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
         if value != only:
             what = f"the trainer runs {axis} {only}, not {value}"
             yield Illegal(f"recipe.layout.{axis}", what, f"use {axis}: {only}; or {WAY_OUT}")
+    yield from _by_torch_schedules(recipe)
     if reason := untrained(shape):
         yield Illegal("job.model", reason, WAY_OUT)
     for key, value, runs in (
@@ -113,6 +114,28 @@ def _by_software(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
             one_of = " or ".join("none" if run is None else str(run) for run in runs)
             what = f"the trainer runs {key} {one_of}, not {value}"
             yield Illegal(f"recipe.{key}", what, f"use {one_of}; or {WAY_OUT}")
+
+
+def _by_torch_schedules(recipe: Recipe) -> Iterator[Illegal]:
+    """What the schedules of torch.distributed.pipelining, which the trainer runs, do not do."""
+    layout, number = recipe.layout, recipe.accumulation
+    if layout.pipeline == 1:
+        if layout.schedule != "1f1b" or layout.interleave > 1:
+            what = f"schedule {layout.schedule} and interleave {layout.interleave} order a pipeline, and there is none"
+            yield Illegal("recipe.layout.schedule", what, "say recipe.layout.pipeline=2 or more, or leave them out")
+        return
+    more = "more batch.sequences, or fewer micro_sequences"
+    if layout.schedule == "1f1b" and number < layout.pipeline:
+        what = f"schedule 1f1b needs a microbatch for each of the {layout.pipeline} stages, not {number}"
+        yield Illegal("recipe.layout.schedule", what, f"use schedule: gpipe, or {more}")
+    if layout.schedule == "zero_bubble" and number % layout.pipeline:
+        what = f"schedule zero_bubble needs microbatches in multiples of the {layout.pipeline} stages, not {number}"
+        yield Illegal("recipe.layout.schedule", what, "change batch.sequences or batch.micro_sequences, or use 1f1b")
+    if layout.schedule in ("zero_bubble", "zbv"):
+        for key, value, off in (("compile", recipe.compile, False), ("recompute", recipe.recompute, "none")):
+            if value != off:
+                what = f"schedule {layout.schedule} runs the backward pass in two, which {key} {value} does not allow"
+                yield Illegal(f"recipe.{key}", what.lower(), f"use {key}: {str(off).lower()}, or schedule: 1f1b")
 
 
 def _divisors(number: int) -> str:
