@@ -27,7 +27,7 @@ def alone(case: Case) -> Result:
 
 
 def reference(case: Case) -> Result:
-    return alone(_Hashable(**vars(replace(case, layout={}, micro=case.sequences))))
+    return alone(_Hashable(**vars(replace(case, layout={}, micro=case.sequences, stages=None))))
 
 
 class _Hashable(Case):

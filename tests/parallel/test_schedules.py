@@ -28,8 +28,10 @@ def torch_order(layout: Layout, microbatches: int) -> list[list[tuple[str, int, 
     """What torch's schedule says of every rank, computation alone."""
     total = layout.pipeline * layout.interleave
     stages = [
-        SimpleNamespace(stage_index=part, num_stages=total, group_size=layout.pipeline, group_rank=0, is_first=part == 0,
-                        is_last=part == total - 1, submod=nn.Identity())
+        SimpleNamespace(
+            stage_index=part, num_stages=total, group_size=layout.pipeline, group_rank=0, is_first=part == 0,
+            is_last=part == total - 1, submod=nn.Identity(),
+        )
         for part in placement(layout)[0]
     ]  # fmt: skip
     build = {**_SINGLE, **_LISTED}[layout.schedule]
@@ -54,4 +56,4 @@ def test_the_parts_of_a_rank():
     assert (near.layers, far.layers) == even(10, 4)[1:3]
     assert [part.last for part in parts_of(10, layout, rank=0)] == [False, True]
     (whole,) = parts_of(10, Layout(shard=2), rank=1)
-    assert whole.first and whole.last and whole.layers == range(10)
+    assert (whole.first, whole.last, whole.layers) == (True, True, range(10))

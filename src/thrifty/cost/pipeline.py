@@ -16,9 +16,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from thrifty.cost.stages import UnitTimes, placement
-from thrifty.cost.timeline import PartSeconds, order, run, use
-from thrifty.spec.recipe import Layout
+from thrifty.cost.compute import rank_of
+from thrifty.cost.stages import UnitTimes, placement, stage_layers, unit_times
+from thrifty.cost.timeline import PartSeconds, Span, order, run, use
+from thrifty.cost.traffic import collectives
+from thrifty.spec.cluster import Cluster
+from thrifty.spec.job import Job
+from thrifty.spec.recipe import Layout, Recipe
 
 
 def bubble_seconds(stages: int, schedule: str, chunks: int, forward: float, by_input: float, by_weight: float) -> float:
@@ -60,6 +64,19 @@ def part_seconds(times: UnitTimes, layers: tuple[range, ...]) -> tuple[PartSecon
             )
         )
     return tuple(found)
+
+
+def planned_spans(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[tuple[Span, ...], ...]:
+    """The timeline of one step of this project's trainer, for each rank of a pipeline.
+
+    Raises:
+        ThriftyError: the accelerator has no rate for the recipe's precision.
+    """
+    times = unit_times(job, recipe, rank_of(cluster, recipe))
+    parts = part_seconds(times, stage_layers(job, cluster, recipe))
+    messages = [one for one in collectives(job, cluster, recipe) if one.kind == "send"]
+    handing = max((one.seconds for one in messages), default=0.0)
+    return run(order(recipe.layout, recipe.accumulation), parts, handing)
 
 
 def idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ...], handing: float) -> float:

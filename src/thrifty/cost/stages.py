@@ -8,6 +8,7 @@ A pipeline of p ranks with v chunks each cuts the model into p v parts. They are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from thrifty.cost.compute import Parts, Rank, rank_of, unit_seconds
@@ -44,9 +45,7 @@ def even(layers: int, parts: int) -> tuple[range, ...]:
     (range(0, 3), range(3, 5))
     """
     ends = [-(-layers * part // parts) for part in range(parts + 1)]
-    return tuple(range(begin, end) for begin, end in zip(ends, ends[1:], strict=False))
-
-
+    return tuple(range(begin, end) for begin, end in pairwise(ends))
 
 
 class UnitTimes(NamedTuple):
@@ -118,4 +117,4 @@ def balanced(
     for _ in range(layers - last - 1):
         numbers[min(range(last + 1), key=after)] += 1
     ends = [sum(numbers[:part]) for part in range(last + 2)]
-    return tuple(range(begin, end) for begin, end in zip(ends, ends[1:], strict=False))
+    return tuple(range(begin, end) for begin, end in pairwise(ends))

@@ -180,7 +180,11 @@ def _stage(job: Job, recipe: Recipe, rank: Rank) -> _Stage:
         root, root_forward_only = unit.root, unit.root_forward_only
     evaluated = sum(forward) + sum(root_forward_only) / layout.pipeline
     block_forward, block_backward = sum(forward) / number, sum(backward) / number
-    ends = ends if ends is not None else Parts(*(part / (layout.pipeline if rank.profile.balanced else 1) for part in root))
+    ends = (
+        ends
+        if ends is not None
+        else Parts(*(part / (layout.pipeline if rank.profile.balanced else 1) for part in root))
+    )
     forward, backward = _add(forward, ends, 1 / 3), _add(backward, ends, 2 / 3)  # a third is the forward pass
     products = backward.products / max(1e-30, sum(backward))
     return _Stage(forward, backward, again, products / 2, block_forward, block_backward, evaluated)

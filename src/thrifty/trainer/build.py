@@ -53,7 +53,9 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
     """
     layout = recipe.layout
     mesh = build_mesh(layout, world.device.type) if world.size > 1 else None
-    parts = [(part, _part(job, recipe, world, mesh, part)) for part in parts_of(job.model.layers, layout, world.rank, stages)]
+    parts = [
+        (part, _part(job, recipe, world, mesh, part)) for part in parts_of(job.model.layers, layout, world.rank, stages)
+    ]
     model = parts[0][1] if len(parts) == 1 else Chunks([module for _, module in parts])
     optimizer = build_optimizer(model, recipe.optimizer)
     if mesh is None or layout.pipeline == 1:

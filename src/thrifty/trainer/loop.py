@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thrifty.cost.stages import stage_layers
 from thrifty.cost.timeline import most_kept, order
 from thrifty.data.loader import Samples
 from thrifty.data.prepare import Prepared, prepare
@@ -30,6 +32,7 @@ from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
 from thrifty.trainer.record import Record
+from thrifty.trainer.timeline import LATEST, Step, write_timeline
 from thrifty.trainer.world import World
 
 IGNORED = -100  # target of a position that no loss is taken from
@@ -56,6 +59,7 @@ class Run:
     loss: float | None = None  # last validation loss
     tokens_in_loss: int = 0
     memory: dict[str, float] = field(default_factory=dict)
+    timelines: deque[Step] = field(default_factory=lambda: deque(maxlen=LATEST))
 
 
 def execute(
@@ -77,7 +81,8 @@ def execute(
         prepared = _prepare(plan, world, record.note)
         train, val = _samples(plan, prepared)
         memory.reset_peak(world.device)
-        built = build(plan.job, plan.recipe, world)
+        stages = stage_layers(plan.job, plan.cluster, plan.recipe) if plan.recipe.layout.pipeline > 1 else None
+        built = build(plan.job, plan.recipe, world, stages)
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
         base, paid_seconds, start = None, 0.0, 0
         if resume:
@@ -95,6 +100,7 @@ def execute(
         state_bytes = sum(p.numel() * 12 for p in built.model.parameters()) / world.size
         run.checkpoint_seconds = 0.2 + state_bytes / 500e6  # until one is measured
         stopped = _train(run)
+        write_timeline(record.folder, world, plan.recipe.layout, run.timelines)
         return _bill(run), stopped
 
 
@@ -249,6 +255,8 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     run.tokens += recipe.batch.sequences * run.plan.job.sequence_length
     seconds = time.perf_counter() - begin
     run.step_seconds.append(seconds)
+    if run.built.pipeline is not None:
+        run.timelines.append((run.step, seconds, run.built.pipeline.events))
     _log(run, loss_sum / max(1, targets_in_step), lr, float(norm), seconds)
 
 
