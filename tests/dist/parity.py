@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from thrifty.parallel.count import TrafficCounter
-from thrifty.parallel.mesh import data_rank
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
@@ -106,7 +105,7 @@ def take_steps(case: Case) -> Result:
 def _take_steps(case: Case) -> Result:
     ranks = case.recipe.layout.ranks
     rank = dist.get_rank() if ranks > 1 else 0
-    world = World(rank, ranks, rank, ranks, torch.device("cpu"))
+    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
     built = build(case.job, case.recipe, world, case.stages)
     losses, norm = [], 0.0
     for step in range(case.steps):
@@ -128,41 +127,41 @@ def _take_steps(case: Case) -> Result:
 def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, float]:
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
-    recipe, total = case.recipe, 0.0
-    layout = recipe.layout
-    scale = layout.data_ranks / counted
-    mine = [(i * layout.data_ranks + data_rank(layout, world.rank)) * case.micro for i in range(recipe.accumulation)]
+    recipe = case.recipe
+    scale = world.data_ranks / counted
+    mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
     rows = [slice(first, first + case.micro) for first in mine]
     if built.pipeline is not None:
         together = (torch.cat([whole[part] for part in rows]) for whole in (tokens, targets))
-        total = sum(map(float, built.pipeline.step(*together, scale)))
-        if built.tied is not None:
-            built.tied.sum_gradients()
+        losses = built.pipeline.step(*together, scale)
     else:
+        losses = []
         for i, part in enumerate(rows):
             set_last_microbatch(built.model, i == recipe.accumulation - 1)
-            loss = built.model(tokens[part], targets[part])
-            (loss * scale).backward()
-            total += float(loss.detach())
+            losses.append(built.model(tokens[part], targets[part]))
+            (losses[-1] * scale).backward()
+    total = sum(float(loss.detach()) for loss in losses) * world.counts_loss
+    for finish in built.finish:
+        finish()
     if world.size > 1:
         message = torch.tensor([total], dtype=torch.float64)
         dist.all_reduce(message)
         total = float(message)
-    norm = clip_gradients(list(built.model.parameters()), case.clip, built.holders, built.counted_elsewhere)
+    norm = clip_gradients(list(built.model.parameters()), case.clip, built.norm_groups, built.counted_elsewhere)
     return total / counted, float(norm)
 
 
 def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]]:
     """What this rank of a pipeline computed in one step, in order, and the messages and collectives it started."""
     rank, ranks = dist.get_rank(), case.recipe.layout.ranks
-    built = build(case.job, case.recipe, World(rank, ranks, rank, ranks, torch.device("cpu")), case.stages)
+    built = build(case.job, case.recipe, World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout), case.stages)
     tokens, targets = batch_of(case, 0)
     assert built.pipeline is not None and case.recipe.layout.data_ranks == 1
     with TrafficCounter(lambda _: "link") as traffic:
         built.pipeline.step(tokens, targets, 1.0)
-        if built.tied is not None:
-            built.tied.sum_gradients()
-        clip_gradients(list(built.model.parameters()), case.clip, built.holders, built.counted_elsewhere)
+        for finish in built.finish:
+            finish()
+        clip_gradients(list(built.model.parameters()), case.clip, built.norm_groups, built.counted_elsewhere)
         calls = {(kind, group, size): count for (kind, group, size, _), count in traffic.calls.items()}
     return [(span.kind, span.part, span.microbatch) for span in built.pipeline.events], calls
 

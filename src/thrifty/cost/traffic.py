@@ -184,9 +184,8 @@ def _data_parallel(
             head = shape.vocab_size * shape.hidden / layout.tensor
             payload = 4 * (-(-shape.vocab_size // n) * shape.hidden if layout.tensor == 1 else head / n)
             found.append(collective("all_reduce", "tied", "step", "pipeline", payload, 1, path, 2, shares[:2]))
-        ranks = n * layout.pipeline
-        found.append(collective("all_reduce", "norm", "step", "pipeline", 4, 1, path, ranks, shares[:2]))
-    elif n > 1:
+        found.append(collective("all_reduce", "norm", "step", "pipeline", 4, 1, path, layout.pipeline, shares[:2]))
+    if n > 1:
         add("all_reduce", "norm", "step", "shard", 4, 1)
     return tuple(found)
 

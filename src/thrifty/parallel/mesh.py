@@ -36,18 +36,6 @@ def rank_at(layout: Layout, place: dict[str, int]) -> int:
     return rank
 
 
-def data_rank(layout: Layout, rank: int) -> int:
-    """Which of the `layout.data_ranks` this one is: they see different samples, and all ranks of one the same."""
-    place = coordinates(layout, rank)
-    return place["island"] * layout.shard + place["shard"]
-
-
-def leads(layout: Layout, rank: int) -> bool:
-    """Whether this rank stands for its data rank where something is to be counted once for each of them."""
-    place = coordinates(layout, rank)
-    return all(place[axis] == 0 for axis in ("pipeline", "context", "tensor"))
-
-
 def group(layout: Layout, rank: int, *axes: str) -> list[int]:
     """The ranks that differ from this one along the given axes alone, itself included, in order."""
     fixed = {axis: at for axis, at in coordinates(layout, rank).items() if axis not in axes}

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -270,15 +269,6 @@ def tie(parts: Sequence[tuple[Part, nn.Module]], layout: Layout, rank: int) -> T
     if not copies:
         return None
     return Tied(copies, ours, counted_elsewhere=apart and not parts[0][0].first)
-
-
-def holders(mesh: DeviceMesh, layout: Layout) -> dist.ProcessGroup | None:
-    """The ranks that share one copy of the parameters between them; None for one alone."""
-    if layout.pipeline == 1:
-        return mesh.get_group("shard") if layout.shard > 1 else None
-    if layout.shard == 1:
-        return mesh.get_group("pipeline")
-    return mesh["pipeline", "shard"]._flatten("holders").get_group()
 
 
 def _local(tensor: Any) -> Tensor:

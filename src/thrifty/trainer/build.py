@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from thrifty.model.transformer import Transformer, initialise, keep_stage
 from thrifty.parallel.mesh import build_mesh
-from thrifty.parallel.pipeline import SPLIT_BACKWARD, Chunks, Part, Pipeline, Tied, holders, parts_of, tie
+from thrifty.parallel.pipeline import SPLIT_BACKWARD, Chunks, Part, Pipeline, Tied, parts_of, tie
 from thrifty.parallel.shard import shard
 from thrifty.spec.job import Job
 from thrifty.spec.recipe import Optimizer, Recipe
@@ -25,53 +25,58 @@ class Built:
 
     Attributes:
         model: what this rank holds: the whole model, a part of it, or several (`parallel.pipeline.Chunks`).
-        holders: ranks that share one copy of the parameters between them; None where this one has all of them.
+        finish: completes the gradients after the last backward pass of a step, each in order.
+        norm_groups: process groups whose ranks hold different parts of the gradients.
         pipeline: runs the forward and backward passes where the model is in stages.
-        tied: this rank's copies of an embedding that another stage holds too.
+        tied: this rank's copies of an embedding that is in two stages.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    holders: Any
+    finish: list[Callable[[], None]] = field(default_factory=list)
+    norm_groups: list[Any] = field(default_factory=list)
     pipeline: Pipeline | None = None
     tied: Tied | None = None
 
     @property
     def counted_elsewhere(self) -> tuple[nn.Parameter, ...]:
-        """Parameters whose gradients another holder counts in the global norm."""
+        """Parameters whose gradients another rank counts in the global norm."""
         return self.tied.copies if self.tied is not None and self.tied.counted_elsewhere else ()
 
 
 def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None = None) -> Built:
-    """Model on its device, initialised from the job's seed alone, split as the recipe says.
+    """Model on its device, initialised from the job's seed alone, split, compiled and sharded as the recipe says.
 
-    Order: meta construction, stage, `parallelize`, allocate, initialise. A sharded parameter is filled with its part
-    of the same full tensor, so every layout starts from the same numbers.
+    Order: meta construction, stage, `parallelize`, allocate, initialise. A split parameter is filled with its part of
+    the same full tensor, so every layout starts from the same numbers.
 
     Args:
         stages: layers of each part of a pipeline, from `cost.stages.stage_layers`; spread evenly when left out.
     """
     layout = recipe.layout
     mesh = build_mesh(layout, world.device.type) if world.size > 1 else None
-    parts = [
-        (part, _part(job, recipe, world, mesh, part)) for part in parts_of(job.model.layers, layout, world.rank, stages)
-    ]
+    mine = parts_of(job.model.layers, layout, world.rank, stages)
+    parts = [(part, _part(job, recipe, world, mesh, part)) for part in mine]
     model = parts[0][1] if len(parts) == 1 else Chunks([module for _, module in parts])
-    optimizer = build_optimizer(model, recipe.optimizer)
-    if mesh is None or layout.pipeline == 1:
-        return Built(model, optimizer, holders(mesh, layout) if mesh is not None else None)
-    pipeline = Pipeline(
-        parts,
-        layout,
-        microbatches=recipe.accumulation,
-        tokens=(recipe.batch.micro_sequences, job.sequence_length),
-        hidden=job.model.hidden,
-        dtype=torch.bfloat16 if recipe.precision == "bf16" else next(model.parameters()).dtype,
-        group=mesh.get_group("pipeline"),
-        device=world.device,
-    )
-    tied = tie(parts, layout, world.rank) if job.model.tied_embeddings else None
-    return Built(model, optimizer, holders(mesh, layout), pipeline, tied)
+    built = Built(model, build_optimizer(model, recipe.optimizer))
+    if mesh is None:
+        return built
+    built.norm_groups = [mesh.get_group(axis) for axis in ("shard", "pipeline") if mesh[axis].size() > 1]
+    if layout.pipeline > 1:
+        built.pipeline = Pipeline(
+            parts,
+            layout,
+            microbatches=recipe.accumulation,
+            tokens=(recipe.batch.micro_sequences, job.sequence_length),
+            hidden=job.model.hidden,
+            dtype=torch.bfloat16 if recipe.precision == "bf16" else next(model.parameters()).dtype,
+            group=mesh.get_group("pipeline"),
+            device=world.device,
+        )
+        built.tied = tie(parts, layout, world.rank) if job.model.tied_embeddings else None
+        if built.tied is not None:
+            built.finish.append(built.tied.sum_gradients)
+    return built
 
 
 def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part: Part) -> Transformer:
@@ -91,13 +96,13 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> 
     """Applies compilation and sharding, in this order, to a model or a stage of one, in place, on the meta device."""
     layout = recipe.layout
     if recipe.compile:
-        for block in model.blocks:
+        for block in model.blocks.children():
             block.compile()
     if mesh is not None and layout.data_ranks > 1:
         shard(
             model,
             mesh,
-            blocks=list(model.blocks),
+            blocks=list(model.blocks.children()),
             precision=recipe.precision,
             exchange_dtype=recipe.exchange.dtype,
             # A stage passes its blocks many times in a step and keeps them gathered meanwhile.

@@ -19,7 +19,7 @@ from thrifty.data.loader import Samples
 from thrifty.data.prepare import Prepared, prepare
 from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
-from thrifty.parallel.mesh import coordinates, data_rank, leads
+from thrifty.parallel.mesh import coordinates
 from thrifty.parallel.pipeline import Around, Pipeline
 from thrifty.parallel.shard import release_gathered, set_last_microbatch
 from thrifty.spec.bill import MEMORY_TERMS, Bill
@@ -162,7 +162,7 @@ def _train(run: Run) -> str | None:
         with run.meter.part("data"):
             batches = _fetch(run)
         reason = _wants_to_stop(run)
-        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches) if _leads(run) else 0
+        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches) * run.world.counts_targets
         with run.meter.part("communication"):
             targets_in_step, stop, busy = run.world.sum(local_count, reason is not None, run.checkpoints.busy)
         if stop:
@@ -205,18 +205,13 @@ def _wants_to_stop(run: Run) -> str | None:
 
 def _fetch(run: Run) -> list[tuple[Tensor, Tensor, int]]:
     """This rank's microbatches of the step: tokens, targets (micro, seq), and the index of the first sequence."""
-    batch, layout, world = run.plan.recipe.batch, run.plan.recipe.layout, run.world
-    mine = data_rank(layout, world.rank)
+    batch, world = run.plan.recipe.batch, run.world
     found = []
     for i in range(run.plan.recipe.accumulation):
-        first = run.step * batch.sequences + (i * layout.data_ranks + mine) * batch.micro_sequences
+        first = run.step * batch.sequences + (i * world.data_ranks + world.data_rank) * batch.micro_sequences
         tokens, targets = run.train.batch(first, batch.micro_sequences)
         found.append((_to(tokens, world), _to(targets, world), first))
     return found
-
-
-def _leads(run: Run) -> bool:
-    return leads(run.plan.recipe.layout, run.world.rank)
 
 
 def _to(array: Any, world: World) -> Tensor:
@@ -229,11 +224,15 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     begin = time.perf_counter()
     recipe, model, optimizer = run.plan.recipe, run.built.model, run.built.optimizer
     # FSDP averages gradients over data ranks, so each one's sum is scaled up by their number.
-    scale = recipe.layout.data_ranks / max(1, targets_in_step)
+    scale = run.world.data_ranks / max(1, targets_in_step)
     with run.meter.part("compute"):
-        values = _passes(run, batches, scale)
+        losses = _passes(run, batches, scale)
+        for finish in run.built.finish:
+            finish()
+        values = torch.stack(losses).tolist() if losses else []  # the one place where a GPU is waited for
     with run.meter.part("communication"):
-        loss_sum, joules = run.world.sum(sum(values), run.meter.joules_of_rank())
+        counted = sum(values) if run.world.counts_loss else 0.0
+        loss_sum, joules = run.world.sum(counted, run.meter.joules_of_rank())
     run.meter.set_joules(joules)
     if not math.isfinite(loss_sum):
         _stop_on_non_finite(
@@ -242,7 +241,7 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     lr = learning_rate(recipe.schedule, recipe.optimizer.lr, run.step, run.plan.total_steps)
     with run.meter.part("optimizer"):
         parameters, elsewhere = list(model.parameters()), run.built.counted_elsewhere
-        norm = clip_gradients(parameters, recipe.optimizer.clip_norm, run.built.holders, elsewhere)
+        norm = clip_gradients(parameters, recipe.optimizer.clip_norm, run.built.norm_groups, elsewhere)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -260,7 +259,7 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     _log(run, loss_sum / max(1, targets_in_step), lr, float(norm), seconds)
 
 
-def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -> list[float]:
+def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -> list[Tensor]:
     """Forward and backward passes of all microbatches; their losses, on the ranks that know them."""
     model, pipeline = run.built.model, run.built.pipeline
     losses = []
@@ -268,15 +267,13 @@ def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -
         tokens, targets = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
         losses = pipeline.step(tokens, targets, scale, around=_count_first(run))
         _remember_first(run, pipeline)
-        if run.built.tied is not None:
-            run.built.tied.sum_gradients()
     else:
         for i, (tokens, targets, _) in enumerate(batches):
             set_last_microbatch(model, i == len(batches) - 1)
             loss = _forward(run, tokens, targets)
             (loss * scale).backward()
             losses.append(loss.detach())
-    return torch.stack(losses).tolist() if losses else []  # the one place where a GPU is waited for
+    return losses
 
 
 def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -292,7 +289,7 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
 
 def _remember(run: Run, activations: float, logits: float, gathered: float) -> None:
     run.memory["activations"], run.memory["logits"] = activations, logits
-    run.memory["communication"] = gathered if run.plan.recipe.layout.data_ranks > 1 else 0
+    run.memory["communication"] = gathered if run.world.data_ranks > 1 else 0
 
 
 def _count_first(run: Run) -> Around | None:
@@ -346,14 +343,14 @@ def _recent(seconds: list[float]) -> float:
 
 @torch.no_grad()
 def evaluate(run: Run) -> None:
-    """Mean cross-entropy over the first validation sequences, the same ones on any number of ranks."""
-    batch, layout, world = run.plan.recipe.batch.micro_sequences, run.plan.recipe.layout, run.world
+    """Mean cross-entropy over the first validation sequences, the same ones on any layout."""
+    batch, world = run.plan.recipe.batch.micro_sequences, run.world
     model = run.built.pipeline.evaluate if run.built.pipeline is not None else run.built.model
     count = min(run.plan.recipe.evaluation.sequences, len(run.val))
     loss_sum, targets_seen = 0.0, 0
     with run.meter.part("evaluation"):
-        for first in range(0, count, batch * layout.data_ranks):
-            mine = first + data_rank(layout, world.rank) * batch
+        for first in range(0, count, batch * world.data_ranks):
+            mine = first + world.data_rank * batch
             here = max(0, min(batch, count - mine))
             # Every rank runs every pass at full size, else sharded parameters could not be gathered; what is beyond
             # the end is masked.
@@ -364,9 +361,9 @@ def evaluate(run: Run) -> None:
             masked[:here] = torch.from_numpy(targets[:here])
             loss = model(padded.to(world.device), masked.to(world.device))
             loss_sum += loss.item() if loss is not None else 0.0
-            targets_seen += int((masked != IGNORED).sum()) if _leads(run) else 0
+            targets_seen += int((masked != IGNORED).sum())
         release_gathered(run.built.model)
-        loss_sum, counted = world.sum(loss_sum, targets_seen)
+        loss_sum, counted = world.sum(loss_sum * world.counts_loss, targets_seen * world.counts_targets)
     run.loss, run.tokens_in_loss = loss_sum / counted, int(counted)
     run.evaluated_tokens += count * run.plan.job.sequence_length
     if world.rank == 0:

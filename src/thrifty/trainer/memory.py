@@ -115,7 +115,7 @@ def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[S
 @contextmanager
 def count_forward(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
     """`count_saved` for a Transformer or a part of one, and what sharding gathers meanwhile."""
-    gathered = _Gathered(model, model.blocks)
+    gathered = _Gathered(model, model.blocks.children())
     with count_saved(model, vocab_size, compiled) as found:
         yield found
     gathered.stop()
