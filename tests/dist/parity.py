@@ -18,7 +18,7 @@ from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
-from thrifty.trainer.build import build
+from thrifty.trainer.build import Built, build
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.world import World
 
@@ -103,28 +103,43 @@ def take_steps(case: Case) -> Result:
 
 
 def _take_steps(case: Case) -> Result:
-    ranks = case.recipe.layout.ranks
-    rank = dist.get_rank() if ranks > 1 else 0
-    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
-    built = build(case.job, case.recipe, world, case.stages)
+    built, world = build_case(case)
     losses, norm = [], 0.0
     for step in range(case.steps):
         if step:
-            built.optimizer.step()
-            if built.tied is not None:
-                built.tied.follow()
+            update(built)
         built.optimizer.zero_grad(set_to_none=True)
-        loss, norm = _one_step(case, built, world, step)
+        loss, norm = one_step(case, built, world, step)
         losses.append(loss)
-    gradients = {name: _whole(p.grad) for name, p in built.model.named_parameters()}
-    if built.pipeline is not None:  # each stage has its own
-        held: list[Any] = [None] * world.size
-        dist.all_gather_object(held, gradients)
-        gradients = {name: gradient for one in held for name, gradient in one.items()}
+    gradients = gathered({name: whole(p.grad) for name, p in built.model.named_parameters()}, built)
     return Result(losses, norm, gradients)
 
 
-def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, float]:
+def update(built: Built) -> None:
+    """The optimizer's step."""
+    built.optimizer.step()
+    if built.tied is not None:
+        built.tied.follow()
+
+
+def gathered(tensors: dict[str, torch.Tensor], built: Built) -> dict[str, torch.Tensor]:
+    """Those of all stages, on every rank."""
+    if built.pipeline is None:
+        return tensors
+    held: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, tensors)
+    return {name: tensor for one in held for name, tensor in one.items()}
+
+
+def build_case(case: Case) -> tuple[Built, World]:
+    """What the trainer builds for this rank, among the ranks of the pool."""
+    ranks = case.recipe.layout.ranks
+    rank = dist.get_rank() if ranks > 1 else 0
+    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
+    return build(case.job, case.recipe, world, case.stages), world
+
+
+def one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, float]:
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe = case.recipe
@@ -132,7 +147,7 @@ def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, f
     mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
     rows = [slice(first, first + case.micro) for first in mine]
     if built.pipeline is not None:
-        together = (torch.cat([whole[part] for part in rows]) for whole in (tokens, targets))
+        together = (torch.cat([all_of_them[part] for part in rows]) for all_of_them in (tokens, targets))
         losses = built.pipeline.step(*together, scale)
     else:
         losses = []
@@ -153,8 +168,7 @@ def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, f
 
 def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]]:
     """What this rank of a pipeline computed in one step, in order, and the messages and collectives it started."""
-    rank, ranks = dist.get_rank(), case.recipe.layout.ranks
-    built = build(case.job, case.recipe, World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout), case.stages)
+    built, _ = build_case(case)
     tokens, targets = batch_of(case, 0)
     assert built.pipeline is not None and case.recipe.layout.data_ranks == 1
     with TrafficCounter(lambda _: "link") as traffic:
@@ -166,7 +180,8 @@ def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]
     return [(span.kind, span.part, span.microbatch) for span in built.pipeline.events], calls
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the whole tensor, on every rank that holds a part of it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
