@@ -52,7 +52,7 @@ def train(case: Case, folder: str, first: int, last: int) -> tuple[list[float], 
 
 
 def run(pool: Any, layout: dict[str, Any], folder: Path, first: int, last: int) -> Any:
-    case = Case(shape="gpt", layout=layout, clip=0.3)
+    case = Case(shape="qwen", layout=layout, clip=0.3)
     ranks = case.recipe.layout.ranks
     asked = (case, str(folder), first, last)
     return train(*asked) if ranks == 1 else pool(ranks).run(train, *asked)[0]

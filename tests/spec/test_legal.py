@@ -18,6 +18,7 @@ def recipe(layout=None, sequences=32, micro=1, **rest):
     return Recipe(**{"software": "megatron", "layout": Layout(**(layout or {})), "batch": batch} | rest)
 
 
+ZERO_BUBBLE = {"pipeline": 2, "schedule": "zero_bubble"}
 EXPERTS = Experts(count=8, active=2, ffn=32)
 
 
@@ -45,6 +46,16 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
         (job(), recipe({"zero": 1}, software="thrifty"), "layout.zero", "the trainer runs zero 3"),
         (job(), recipe(precision="fp8", software="thrifty"), "precision", "the trainer runs precision fp32 or bf16"),
         (job(), recipe(recompute="selective", software="thrifty"), "recompute", "the trainer runs recompute none"),
+        (
+            job(),
+            recipe({"pipeline": 4}, sequences=2, software="thrifty"),
+            "layout.schedule",
+            "each of the 4 stages, not 2",
+        ),
+        (job(), recipe(ZERO_BUBBLE, sequences=5, software="thrifty"), "layout.schedule", "multiples of the 2 stages"),
+        (job(), recipe(ZERO_BUBBLE, compile=True, software="thrifty"), "recipe.compile", "backward pass in two"),
+        (job(), recipe(ZERO_BUBBLE, recompute="full", software="thrifty"), "recipe.recompute", "backward pass in two"),
+        (job(), recipe({"schedule": "gpipe"}, software="thrifty"), "layout.schedule", "there is none"),
         (job(experts=EXPERTS), recipe(software="thrifty"), "job.model", "dense decoders, not experts"),
         (job(kind="encoder"), recipe(software="thrifty"), "job.model", "not kind encoder"),
     ],
@@ -61,6 +72,7 @@ def test_a_recipe_that_cannot_run_is_refused(wanted, how, key, what):
     [
         (job(), recipe(software="thrifty")),
         (job(), recipe({"island": 2, "shard": 4, "reshard_after_forward": False}, software="thrifty")),
+        (job(), recipe({"pipeline": 2, "shard": 2, "schedule": "zbv", "interleave": 2}, software="thrifty")),
         (job(), recipe({"tensor": 4, "pipeline": 2, "context": 2, "shard": 2})),
         (job(), recipe({"tensor": 8})),  # more ranks than key heads, which are then repeated
         (job(experts=EXPERTS), recipe({"expert": 8, "shard": 4, "context": 2})),
