@@ -85,10 +85,10 @@ def idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ..
     Args:
         handing: from the end of an action to its result's arrival on another rank.
     """
-    # Once all ranks are at work each further round of microbatches adds the same; of unequal stages under `gpipe` it
-    # may add idle time, where one is slow forward and another one backward.
+    # After a few rounds each further one adds the same; idle time too, where one stage is slow forward and another one
+    # backward. Stages of very unequal times need six rounds to settle, others fewer.
     p = layout.pipeline
-    few = 3 * p + microbatches % p
+    few = 4 * p + microbatches % p
     if microbatches <= few + p:
         return _idle_seconds(layout, microbatches, parts, handing)
     some, more = (_idle_seconds(layout, m, parts, handing) for m in (few, few + p))
