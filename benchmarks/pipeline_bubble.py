@@ -119,7 +119,7 @@ def sleep_rank(rank: int, store: str, out: str) -> None:
             (part, Sleepy(seconds[part.index], 8, part.first, part.last)) for part in parts_of(4 * v, layout, rank)
         ]
         pipeline = Pipeline(
-            parts, layout, microbatches=8, tokens=(1, 4), hidden=8, dtype=torch.float32,
+            parts, layout, microbatches=8, tokens=(1, 4), handed=(1, 4, 8), dtype=torch.float32,
             group=dist.group.WORLD, device=torch.device("cpu"),
         )  # fmt: skip
         spans = measure(pipeline, torch.zeros(8, 4, dtype=torch.int64), 4)

@@ -88,6 +88,7 @@ class Transformer(nn.Module):
         require_trained(shape)
         self.shape = shape
         self.recompute = recompute
+        self.sequence_parts = 1  # in which ranks that split the residual stream along the sequence hold it
         self.twice = False  # whether a backward pass runs in two parts: see `linear_cross_entropy`
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else None  # None: that of the parameters
         # A stage of a pipeline holds some of these alone: see `keep_stage`.
@@ -128,7 +129,7 @@ class Transformer(nn.Module):
 
     def trunk(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """The last hidden states after the final norm, (batch, seq, hidden): what the head reads."""
-        seq = tokens.shape[1]
+        seq = tokens.shape[1] * (self.sequence_parts if tokens.is_floating_point() else 1)
         start = 0 if cache is None else cache.length
         x = tokens if tokens.is_floating_point() else self.embed(tokens)  # (batch, seq, hidden)
         x = x.to(self.compute_dtype or x.dtype)

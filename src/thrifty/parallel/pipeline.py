@@ -104,7 +104,7 @@ class Pipeline:
         *,
         microbatches: int,
         tokens: tuple[int, int],
-        hidden: int,
+        handed: tuple[int, int, int],
         dtype: torch.dtype,
         group: dist.ProcessGroup,
         device: torch.device,
@@ -113,7 +113,7 @@ class Pipeline:
 
         Args:
             tokens: of a microbatch, (sequences, length).
-            hidden: width of what stages hand on.
+            handed: shape of what a rank hands on for a microbatch, (sequences, length, hidden).
             dtype: of it.
             group: the ranks of this pipeline, in its order.
         """
@@ -125,7 +125,7 @@ class Pipeline:
         self._scale = 1.0
         self._losses: list[Tensor] = []
         self._ranks = {part: rank for rank, held in enumerate(placement(layout)) for part in held}
-        self._handed = torch.empty(*tokens, hidden, dtype=dtype, device="meta")
+        self._handed = torch.empty(handed, dtype=dtype, device="meta")
         ids = torch.empty(tokens, dtype=torch.int64, device="meta")
         loss = torch.empty((), dtype=torch.promote_types(dtype, torch.float32), device="meta")
         stages = []

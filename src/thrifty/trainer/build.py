@@ -15,7 +15,7 @@ from thrifty.parallel.mesh import build_mesh
 from thrifty.parallel.pipeline import SPLIT_BACKWARD, Chunks, Part, Pipeline, Tied, parts_of, tie
 from thrifty.parallel.shard import shard
 from thrifty.spec.job import Job
-from thrifty.spec.recipe import Optimizer, Recipe
+from thrifty.spec.recipe import Layout, Optimizer, Recipe
 from thrifty.trainer.world import World
 
 
@@ -68,7 +68,7 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
             layout,
             microbatches=recipe.accumulation,
             tokens=(recipe.batch.micro_sequences, job.sequence_length),
-            hidden=job.model.hidden,
+            handed=(recipe.batch.micro_sequences, job.sequence_length // _stream_parts(layout), job.model.hidden),
             dtype=torch.bfloat16 if recipe.precision == "bf16" else next(model.parameters()).dtype,
             group=mesh.get_group("pipeline"),
             device=world.device,
@@ -86,10 +86,16 @@ def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part:
     if part.of > 1:
         keep_stage(model, part.layers, first=part.first, last=part.last)
         model.twice = recipe.layout.schedule in SPLIT_BACKWARD
+        model.sequence_parts = _stream_parts(recipe.layout)
     parallelize(model, mesh, recipe)
     model.to_empty(device=world.device)
     initialise(model, job.seed)
     return model
+
+
+def _stream_parts(layout: Layout) -> int:
+    """Ranks that split what stages hand on along the sequence."""
+    return layout.tensor if layout.sequence_parallel else 1
 
 
 def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> None:
