@@ -17,14 +17,17 @@ Spans = Sequence[Sequence[Span]]
 
 
 def timeline_text(plan: Plan, root: Path) -> str | None:
-    """Both timelines with their bubbles; None where the run has no pipeline or has not measured it."""
-    measured = read_timeline(root)
-    if measured is None:
-        return None
+    """Both timelines with their bubbles; None where the run has no pipeline, or left none of this plan's."""
     job, cluster, recipe = plan.job, plan.cluster, plan.recipe
+    measured = read_timeline(root)
+    if measured is None or recipe.layout.pipeline == 1:
+        return None
     step, spans = measured
+    actions = order(recipe.layout, recipe.accumulation)
+    if [[span[:3] for span in mine] for mine in spans] != [[tuple(action) for action in mine] for mine in actions]:
+        return None  # the run was continued on another layout since
     planned = planned_spans(job, cluster, recipe)
-    clocked = run(order(recipe.layout, recipe.accumulation), part_means(spans))
+    clocked = run(actions, part_means(spans))
     layers = "  ".join(f"{part.start}-{part.stop - 1}" for part in stage_layers(job, cluster, recipe))
     return "\n".join((
         f"pipeline {recipe.layout.schedule}, {recipe.accumulation} microbatches, layers {layers}",
