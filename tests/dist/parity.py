@@ -102,7 +102,7 @@ def take_steps(case: Case) -> Result:
 def _take_steps(case: Case) -> Result:
     ranks = case.recipe.layout.ranks
     rank = dist.get_rank() if ranks > 1 else 0
-    world = World(rank, ranks, rank, ranks, torch.device("cpu"))
+    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
     built = build(case.job, case.recipe, world)
     losses, norm = [], 0.0
     for step in range(case.steps):
@@ -120,17 +120,19 @@ def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, f
     counted = int((targets != -100).sum())
     recipe, total = case.recipe, 0.0
     for i in range(recipe.accumulation):
-        first = (i * world.size + world.rank) * case.micro
+        first = (i * world.data_ranks + world.data_rank) * case.micro
         rows = slice(first, first + case.micro)
         set_last_microbatch(built.model, i == recipe.accumulation - 1)
         loss = built.model(tokens[rows], targets[rows])
-        (loss * world.size / counted).backward()
-        total += float(loss.detach())
+        (loss * world.data_ranks / counted).backward()
+        total += float(loss.detach()) * world.counts_loss
+    for finish in built.finish:
+        finish()
     if world.size > 1:
         message = torch.tensor([total], dtype=torch.float64)
         dist.all_reduce(message)
         total = float(message)
-    norm = clip_gradients(list(built.model.parameters()), case.clip, built.shard_group)
+    norm = clip_gradients(list(built.model.parameters()), case.clip, built.norm_groups)
     return total / counted, float(norm)
 
 

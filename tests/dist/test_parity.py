@@ -17,6 +17,14 @@ LAYOUTS = [
     {"shard": 2, "reshard_after_forward": False},
     {"shard": 4},
     {"island": 2, "shard": 2},
+    {"tensor": 2},
+    {"tensor": 2, "sequence_parallel": False},
+    {"tensor": 4},
+    {"tensor": 4, "sequence_parallel": False},
+    {"shard": 2, "tensor": 2},
+    {"shard": 2, "tensor": 2, "sequence_parallel": False},
+    {"island": 2, "tensor": 2},
+    {"island": 2, "shard": 2, "tensor": 2},
 ]
 
 

@@ -21,7 +21,7 @@ class Illegal:
 
 
 # What this version of the trainer does not run: field of the recipe -> the only value that it does.
-_TRAINER_LAYOUT = {"pipeline": 1, "context": 1, "tensor": 1, "expert": 1, "zero": 3}
+_TRAINER_LAYOUT = {"pipeline": 1, "context": 1, "expert": 1, "zero": 3}
 
 
 def illegal(job: Job, recipe: Recipe) -> Illegal | None:
@@ -100,11 +100,15 @@ def _by_software(shape: ModelShape, recipe: Recipe) -> Iterator[Illegal]:
         if value != only:
             what = f"the trainer runs {axis} {only}, not {value}"
             yield Illegal(f"recipe.layout.{axis}", what, f"use {axis}: {only}; or {WAY_OUT}")
+    if shape.kv_heads % recipe.layout.tensor:
+        what = f"the trainer splits key/value heads: tensor {recipe.layout.tensor} does not divide {shape.kv_heads}"
+        yield Illegal("recipe.layout.tensor", what, _divisors(shape.kv_heads))
     if reason := untrained(shape):
         yield Illegal("job.model", reason, WAY_OUT)
     for key, value, runs in (
         ("precision", recipe.precision, ("fp32", "bf16")),
-        ("recompute", recipe.recompute, ("none", "full")),
+        ("recompute", recipe.recompute, ("none", "selective", "full")),
+        ("layout.tensor_overlap", recipe.layout.tensor_overlap, (False,)),
         ("optimizer.state_bits", recipe.optimizer.state_bits, (32,)),
         ("exchange.bits", recipe.exchange.bits, (None,)),
         ("exchange.local_steps", recipe.exchange.local_steps, (1,)),

@@ -151,7 +151,7 @@ def _train(run: Run) -> str | None:
         with run.meter.part("data"):
             batches = _fetch(run)
         reason = _wants_to_stop(run)
-        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches)
+        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches) * run.world.counts_targets
         with run.meter.part("communication"):
             targets_in_step, stop, busy = run.world.sum(local_count, reason is not None, run.checkpoints.busy)
         if stop:
@@ -197,7 +197,7 @@ def _fetch(run: Run) -> list[tuple[Tensor, Tensor, int]]:
     batch, world = run.plan.recipe.batch, run.world
     found = []
     for i in range(run.plan.recipe.accumulation):
-        first = run.step * batch.sequences + (i * world.size + world.rank) * batch.micro_sequences
+        first = run.step * batch.sequences + (i * world.data_ranks + world.data_rank) * batch.micro_sequences
         tokens, targets = run.train.batch(first, batch.micro_sequences)
         found.append((_to(tokens, world), _to(targets, world), first))
     return found
@@ -212,8 +212,8 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     """One optimizer step. The loss is normalised by the targets of all ranks and microbatches together."""
     begin = time.perf_counter()
     recipe, model, optimizer = run.plan.recipe, run.built.model, run.built.optimizer
-    # FSDP averages gradients over ranks, so each rank's sum is scaled up by their number.
-    scale = run.world.size / max(1, targets_in_step)
+    # FSDP averages gradients over data ranks, so each one's sum is scaled up by their number.
+    scale = run.world.data_ranks / max(1, targets_in_step)
     losses = []
     with run.meter.part("compute"):
         for i, (tokens, targets, _) in enumerate(batches):
@@ -221,9 +221,12 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
             loss = _forward(run, tokens, targets)
             (loss * scale).backward()
             losses.append(loss.detach())
+        for finish in run.built.finish:
+            finish()
         values = torch.stack(losses).tolist()  # the one place where a GPU is waited for
     with run.meter.part("communication"):
-        loss_sum, joules = run.world.sum(sum(values), run.meter.joules_of_rank())
+        counted = sum(values) if run.world.counts_loss else 0.0
+        loss_sum, joules = run.world.sum(counted, run.meter.joules_of_rank())
     run.meter.set_joules(joules)
     if not math.isfinite(loss_sum):
         _stop_on_non_finite(
@@ -231,7 +234,7 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
         )
     lr = learning_rate(recipe.schedule, recipe.optimizer.lr, run.step, run.plan.total_steps)
     with run.meter.part("optimizer"):
-        norm = clip_gradients(list(model.parameters()), recipe.optimizer.clip_norm, run.built.shard_group)
+        norm = clip_gradients(list(model.parameters()), recipe.optimizer.clip_norm, run.built.norm_groups)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -250,12 +253,12 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
     if "activations" in run.memory:
         return run.built.model(tokens, targets)
     model = run.built.model
-    gathered = memory.Gathered(model, model.blocks)
-    with memory.count_saved(model, run.plan.job.model.vocab_size, run.plan.recipe.compile) as saved:
+    gathered = memory.Gathered(model, model.blocks.children())
+    with memory.count_saved(model, memory.head_rows(model), run.plan.recipe.compile) as saved:
         loss = model(tokens, targets)
     gathered.stop()
     run.memory["activations"], run.memory["logits"] = saved.activation_bytes, saved.logit_bytes
-    run.memory["communication"] = gathered.peak_bytes if run.world.size > 1 else 0
+    run.memory["communication"] = gathered.peak_bytes
     return loss
 
 
@@ -291,13 +294,13 @@ def _recent(seconds: list[float]) -> float:
 
 @torch.no_grad()
 def evaluate(run: Run) -> None:
-    """Mean cross-entropy over the first validation sequences, the same ones on any number of ranks."""
+    """Mean cross-entropy over the first validation sequences, the same ones on any layout."""
     batch, world = run.plan.recipe.batch.micro_sequences, run.world
     count = min(run.plan.recipe.evaluation.sequences, len(run.val))
     loss_sum, targets_seen = 0.0, 0
     with run.meter.part("evaluation"):
-        for first in range(0, count, batch * world.size):
-            mine = first + world.rank * batch
+        for first in range(0, count, batch * world.data_ranks):
+            mine = first + world.data_rank * batch
             here = max(0, min(batch, count - mine))
             # Every rank runs every pass at full size, else sharded parameters could not be gathered; what is beyond
             # the end is masked.
@@ -309,7 +312,7 @@ def evaluate(run: Run) -> None:
             loss_sum += run.built.model(padded.to(world.device), masked.to(world.device)).item()
             targets_seen += int((masked != IGNORED).sum())
         release_gathered(run.built.model)
-        loss_sum, counted = world.sum(loss_sum, targets_seen)
+        loss_sum, counted = world.sum(loss_sum * world.counts_loss, targets_seen * world.counts_targets)
     run.loss, run.tokens_in_loss = loss_sum / counted, int(counted)
     run.evaluated_tokens += count * run.plan.job.sequence_length
     if world.rank == 0:
