@@ -125,7 +125,7 @@ class Transformer(nn.Module):
         weight = part_here(self.embed.weight if self.head is None else self.head.weight)
         if targets is not None:
             return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.vocabulary)
-        logits = F.linear(x, weight.to(x.dtype))
+        logits = F.linear(x, weight.to(x.dtype)) if self.head is None else self.head(x)
         return logits if self.vocabulary is None else self.vocabulary.whole(logits)
 
     def trunk(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:

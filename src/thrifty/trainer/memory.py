@@ -103,7 +103,8 @@ class _Logits(TorchDispatchMode):
 def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
     """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out.
 
-    `vocab_size` is that of the part of the head that this rank holds. Compiled blocks run uncompiled meanwhile: what they would save can only be less.
+    `vocab_size` is that of the part of the head that this rank holds. Compiled blocks run uncompiled meanwhile: what
+    they would save can only be less.
     """
     found, seen = Saved(), set()
     weights = {shape for p in model.parameters() for shape in (_computed_shape(p), _computed_shape(p)[::-1])}
