@@ -7,6 +7,7 @@ is normalised by the targets of all ranks together, and gradients are clipped by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
-from thrifty.trainer.build import build
+from thrifty.trainer.build import Built, build
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.world import World
 
@@ -89,17 +90,17 @@ def batch_of(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, targets
 
 
-def take_steps(case: Case) -> Result:
-    """On this rank; everybody returns the same."""
+def take_steps(case: Case, look: Callable[[Built], None] | None = None) -> Result:
+    """On this rank; everybody returns the same. `look` sees what is built before the last gradients are gathered."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, case.dtype))
     try:
-        return _take_steps(case)
+        return _take_steps(case, look)
     finally:
         torch.set_default_dtype(before)
 
 
-def _take_steps(case: Case) -> Result:
+def _take_steps(case: Case, look: Callable[[Built], None] | None) -> Result:
     ranks = case.recipe.layout.ranks
     rank = dist.get_rank() if ranks > 1 else 0
     world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
@@ -111,11 +112,13 @@ def _take_steps(case: Case) -> Result:
         built.optimizer.zero_grad(set_to_none=True)
         loss, norm = _one_step(case, built, world, step)
         losses.append(loss)
+    if look is not None:
+        look(built)
     gradients = {name: _whole(p.grad) for name, p in built.model.named_parameters()}
     return Result(losses, norm, gradients)
 
 
-def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, float]:
+def _one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe, total = case.recipe, 0.0
