@@ -123,9 +123,9 @@ def sum_partial_gradients(model: nn.Module, mesh: DeviceMesh, *, sequence_parall
     """
     found = []
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and isinstance(placement(name), Replicate):
-            if sequence_parallel or name.split(".")[-2] in OF_ONE_HEAD:
-                found.append(parameter.grad.to_local())
+        used_in_part = sequence_parallel or name.split(".")[-2] in OF_ONE_HEAD
+        if parameter.grad is not None and used_in_part and isinstance(placement(name), Replicate):
+            found.append(parameter.grad.to_local())
     sizes = [gradient.numel() for gradient in found]
     if not sum(sizes):
         return

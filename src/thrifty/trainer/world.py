@@ -15,6 +15,8 @@ from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
 from thrifty.spec.recipe import Layout
 
+ONE_RANK = Layout()
+
 
 @dataclass(frozen=True)
 class World:
@@ -27,7 +29,7 @@ class World:
     device: torch.device
     control: Any = None  # gloo group for the steering messages, so that they never queue behind gradients
     writer: Any = None  # gloo group for checkpoints, which may be written while training goes on
-    layout: Layout = Layout()
+    layout: Layout = ONE_RANK
 
     @property
     def data_ranks(self) -> int:
