@@ -31,7 +31,8 @@ GPT: dict[str, Any] = {
     "mlp": "gelu", "positions": "learned", "tied_embeddings": True, "bias": "all",
 }  # fmt: skip
 QWEN: dict[str, Any] = LLAMA | {"qk_norm": True, "tied_embeddings": True, "bias": "qkv"}
-SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN}
+ODD: dict[str, Any] = QWEN | {"vocab_size": 131}  # divided by no axis
+SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN, "odd": ODD}
 
 
 @dataclass(frozen=True)
@@ -101,24 +102,30 @@ def take_steps(case: Case, look: Callable[[Built], None] | None = None) -> Resul
 
 
 def _take_steps(case: Case, look: Callable[[Built], None] | None) -> Result:
-    ranks = case.recipe.layout.ranks
-    rank = dist.get_rank() if ranks > 1 else 0
-    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
-    built = build(case.job, case.recipe, world)
+    built, world = build_case(case)
     losses, norm = [], 0.0
     for step in range(case.steps):
         if step:
             built.optimizer.step()
         built.optimizer.zero_grad(set_to_none=True)
-        loss, norm = _one_step(case, built, world, step)
+        loss, norm = one_step(case, built, world, step)
         losses.append(loss)
     if look is not None:
         look(built)
-    gradients = {name: _whole(p.grad) for name, p in built.model.named_parameters()}
+    gradients = {name: whole(p.grad) for name, p in built.model.named_parameters()}
     return Result(losses, norm, gradients)
 
 
-def _one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:
+def build_case(case: Case) -> tuple[Built, World]:
+    """What the trainer builds for this rank, among the ranks of the pool."""
+    ranks = case.recipe.layout.ranks
+    rank = dist.get_rank() if ranks > 1 else 0
+    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
+    return build(case.job, case.recipe, world), world
+
+
+def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:
+    """Loss and gradient norm of a step, whose gradients are left clipped in the parameters."""
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe, total = case.recipe, 0.0
@@ -139,7 +146,8 @@ def _one_step(case: Case, built: Built, world: World, step: int) -> tuple[float,
     return total / counted, float(norm)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the whole tensor, on every rank."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
