@@ -48,11 +48,22 @@ def _all_reduce(x: Tensor, group: Group) -> Tensor:
     return x
 
 
+def all_gather(whole: Tensor, part: Tensor, group: Group) -> None:
+    """Fills `whole` with every rank's `part`, one after the other, under the name that this torch has for it."""
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(whole, part, group=group)
+
+
+def _reduce_scatter(part: Tensor, whole: Tensor, group: Group) -> None:
+    name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+    getattr(dist, name)(part, whole, group=group)
+
+
 def _gather(x: Tensor, group: Group) -> Tensor:
     """Ranks deliver one after the other, so that more than one sequence must be put in order by a copy."""
     batch, part, width = x.shape
     parts = x.new_empty(group.size() * batch, part, width)
-    dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
+    all_gather(parts, x.contiguous(), group)
     return parts.view(-1, batch, part, width).transpose(0, 1).reshape(batch, -1, width)
 
 
@@ -61,7 +72,7 @@ def _scatter(x: Tensor, group: Group) -> Tensor:
     part = seq // group.size()
     parts = x.reshape(batch, -1, part, width).transpose(0, 1).reshape(-1, part, width)  # (ranks * batch, part, width)
     mine = x.new_empty(batch, part, width)
-    dist.reduce_scatter_tensor(mine, parts.contiguous(), group=group)
+    _reduce_scatter(mine, parts.contiguous(), group)
     return mine
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from thrifty.parallel.collectives import all_gather
 
 IGNORE = -100  # a target that does not count
 
@@ -51,7 +52,7 @@ class SplitVocabulary:
         lse = logits[:, 0].to(log_p.dtype) - log_p[:, 0]
         logit = log_p.gather(1, targets.clamp_min(0)[:, None])[:, 0].add_(lse).mul_(targets != IGNORE)
         parts = log_p.new_empty(self.group.size() * 2, len(lse))
-        dist.all_gather_into_tensor(parts, torch.stack([lse, logit]), group=self.group)
+        all_gather(parts, torch.stack([lse, logit]), self.group)
         every_lse, every_logit = parts.view(-1, 2, len(lse)).unbind(1)  # (ranks, tokens) each
         whole = torch.logsumexp(every_lse, 0)
         log_p.add_((lse - whole)[:, None])
@@ -61,6 +62,6 @@ class SplitVocabulary:
         """Logits of the whole vocabulary from those of every part; no gradient passes."""
         padded = torch.nn.functional.pad(logits.detach(), (0, self.rows - self.held)).flatten(0, -2)
         parts = padded.new_empty(self.group.size() * len(padded), self.rows)
-        dist.all_gather_into_tensor(parts, padded, group=self.group)
+        all_gather(parts, padded.contiguous(), self.group)
         together = parts.view(-1, len(padded), self.rows).transpose(0, 1).flatten(1)
         return together[:, : self.vocab_size].unflatten(0, logits.shape[:-1])

@@ -20,7 +20,7 @@ a stage of a pipeline.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ def parallelize_tensor(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel:
     """
     axis = mesh["tensor"]
     group = axis.get_group()
+    # One hook for all: the compiler compares objects, and would compile every block anew.
+    entrance = partial(_enter, gather_in if sequence_parallel else copy_in, group)
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(module_name, recurse=False):
             where = placement(name)
@@ -68,10 +70,10 @@ def parallelize_tensor(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel:
             setattr(module, name.rpartition(".")[2], nn.Parameter(split))
         layer = module_name.rpartition(".")[2]
         if layer in BY_INPUTS:
-            module.forward = partial(_row_linear, module, group, sequence_parallel)
+            module.__class__ = _row_class(type(module))
+            module.tensor_group, module.sequence_parallel = group, sequence_parallel
         elif layer in ENTRANCES:
-            enter = gather_in if sequence_parallel else copy_in
-            module.register_forward_hook(partial(_enter, enter, group))
+            module.register_forward_hook(entrance)
     vocabulary = SplitVocabulary(model.shape.vocab_size, group)
     if model.embed is not None:
         model.embed.forward = partial(_look_up, model.embed, vocabulary, model.compute_dtype, sequence_parallel)
@@ -96,11 +98,17 @@ def _own_rows(group: Group, module: nn.Module, inputs: tuple[Any, ...], output: 
     return output.chunk(group.size())[group.rank()]  # (seq, hidden) -> (seq / ranks, hidden)
 
 
-def _row_linear(module: nn.Module, group: Group, sequence_parallel: bool, x: Tensor) -> Tensor:
+@cache
+def _row_class(base: type[nn.Module]) -> type[nn.Module]:
+    """A linear layer of the model's own kind that holds some columns of its weight."""
+    return type(f"Row{base.__name__}", (base,), {"forward": _row_linear})
+
+
+def _row_linear(self: Any, x: Tensor) -> Tensor:
     """The sum over ranks of products with parts of the weight; the bias is added once, to the sum."""
-    y = F.linear(x, module.weight.to_local().to(x.dtype))
-    y = scatter_out(y, group) if sequence_parallel else sum_out(y, group)
-    return y if module.bias is None else y + module.bias.to_local().to(y.dtype)
+    y = F.linear(x, self.weight.to_local().to(x.dtype))
+    y = scatter_out(y, self.tensor_group) if self.sequence_parallel else sum_out(y, self.tensor_group)
+    return y if self.bias is None else y + self.bias.to_local().to(y.dtype)
 
 
 def _look_up(
