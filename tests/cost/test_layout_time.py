@@ -187,10 +187,14 @@ def test_low_precision_speeds_up_products_and_pays_for_casts():
 
 
 def test_the_profile_follows_software_and_accelerator():
-    chip = gpus().accelerator
-    assert profile("megatron", chip.model_copy(update={"name": "A100-SXM-80GB"})).name == "megatron"
-    assert profile("megatron", chip.model_copy(update={"name": "H100-SXM-80GB"})).name == "megatron-core"
-    assert profile("thrifty", chip.model_copy(update={"kind": "cpu"})).name == "thrifty-cpu"
+    def named(software: str, **chip: str) -> str:
+        cluster = gpus()
+        changed = cluster.accelerator.model_copy(update=chip)
+        return profile(software, cluster.model_copy(update={"accelerator": changed})).name
+
+    assert named("megatron", name="A100-SXM-80GB") == "megatron"
+    assert named("megatron", name="H100-SXM-80GB") == "megatron-core"
+    assert named("thrifty", kind="cpu") == "thrifty-cpu"
     for one in PROFILES.values():
         assert one.source
         assert one.low < 1 < one.high

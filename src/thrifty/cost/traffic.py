@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.held import held, local_size
-from thrifty.cost.params import counts, parameter_shapes
+from thrifty.cost.held import held, local_size, sharing_ranks
+from thrifty.cost.params import parameter_shapes
 from thrifty.cost.profiles import profile
-from thrifty.cost.work import chunk_rows, linear_layers, split_of
+from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Exchange, Layout, Recipe
@@ -31,9 +31,8 @@ LINKS = ("intra_node", "inter_node", "inter_island")
 STOPS_EARLY = ("thrifty", "torchtitan", "accelerate")
 
 
-@dataclass(frozen=True, slots=True)
-class Collective:
-    """One kind of collective of a step.
+class Collective(NamedTuple):
+    """One kind of collective of a step. A tuple, since a search makes some for every recipe and tuples are made fast.
 
     Attributes:
         unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping),
@@ -57,7 +56,7 @@ class Collective:
     group: int
     payload_bytes: float
     sent_bytes: float
-    count: float
+    count: float  # type: ignore[assignment]  # in the place of tuple.count, which nobody calls
     link: str
     latency: float
     seconds: float
@@ -74,6 +73,8 @@ class Hop:
 
 def stride_and_size(layout: Layout, axis: Axis) -> tuple[int, int]:
     """Distance between neighbours of an axis's group in rank numbers, and its ranks; tensor is innermost."""
+    if axis == "shard":
+        return layout.tensor, layout.context * layout.shard  # ranks of one sequence share states like those of samples
     within = 1
     for name in ("tensor", "context", "shard", "pipeline", "island"):
         size: int = getattr(layout, name)
@@ -135,13 +136,15 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     """Every collective of one optimizer step, for one rank of the stage that sends most. Empty for one rank."""
     if recipe.layout.ranks == 1:
         return ()
-    rings = tuple((axis, hop(cluster, recipe.layout, axis)) for axis in AXES if getattr(recipe.layout, axis) > 1)
-    how = profile(recipe.software, cluster.accelerator)
+    how = profile(recipe.software, cluster)
+    axes = [axis for axis in AXES if stride_and_size(recipe.layout, axis)[1] > 1]
+    found = (hop(cluster, recipe.layout, axis) for axis in axes)
+    rings = tuple((a, Hop(h.link, h.bandwidth, h.latency * how.latency)) for a, h in zip(axes, found, strict=True))
     shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
-    asked = (recipe.layout, recipe.accumulation, recipe.precision, recipe.exchange, rings, shares)
+    asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
     way = (recipe.recompute, recipe.software in STOPS_EARLY)
     moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
-    return (*_data_parallel(job.model, *asked), *moved)
+    return (*_data_parallel(job.model, recipe.software, recipe.exchange, *asked), *moved)
 
 
 Rings = tuple[tuple[Axis, Hop], ...]
@@ -150,11 +153,11 @@ Shares = tuple[float, float, float]  # of a link's bandwidth: inside a node, bet
 
 @lru_cache(maxsize=8192)
 def _data_parallel(
-    shape: ModelShape, layout: Layout, accumulation: int, precision: str, exchange: Exchange, rings: Rings,
-    shares: Shares,
+    shape: ModelShape, software: str, exchange: Exchange, layout: Layout, accumulation: int, precision: str,
+    rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Gradients and parameters between the ranks that see different samples, context ranks included."""
-    ring, n = dict(rings), layout.shard
+    ring, n = dict(rings), sharing_ranks(layout, software)
     compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange.dtype]
     found: list[Collective] = []
 
@@ -164,7 +167,7 @@ def _data_parallel(
         outside *= gathered if phase != "step" else 1.0
         found.append(collective(kind, unit, phase, axis, payload, count, ring[axis], group, (inside, outside)))
 
-    for unit in units(shape, layout):
+    for unit in units(shape, layout, software):
         each, size, shard = unit.number * accumulation, unit.elements, unit.shard
         if n > 1 and layout.zero == 3:
             add("all_gather", unit.name, "forward", "shard", shard * compute, each)
@@ -215,36 +218,19 @@ class Unit:
     number: int
 
 
-@lru_cache(maxsize=4096)
-def units(shape: ModelShape, layout: Layout) -> tuple[Unit, ...]:
-    """Blocks and root of the fullest pipeline stage, as tensor and expert parallelism leave them to one rank."""
-    n, layers = layout.shard, -(-shape.layers // layout.pipeline)
-    if shape.experts is None and shape.latent is None and layout.expert * layout.pipeline * layout.context == 1:
-        piece = held(shape, layout, "thrifty")[0]
-        block_shard = (piece.shard - piece.root_shard) // layers
-        return Unit("block", piece.block, block_shard, layers), Unit("root", piece.root, piece.root_shard, 1)
-    if layout.tensor == layout.expert == 1 and shape.experts is None and shape.latent is None:
-        whole = counts(shape, n)
-        return Unit("block", whole.block, whole.block_shard, layers), Unit("root", whole.root, whole.root_shard, 1)
-    split = split_of(layout)
-    dense = shape.layers if shape.experts is None else shape.experts.dense_layers
-    found = []
-    for sparse, number in (
-        (False, -(-dense // layout.pipeline)),
-        (True, -(-(shape.layers - dense) // layout.pipeline)),
-    ):
-        if number:
-            size = sum(m.outputs * m.inputs * m.times for m in linear_layers(shape, split, sparse)) + 2 * shape.hidden
-            found.append(Unit("block", size, size / n, number))
-    root = shape.vocab_size * shape.hidden / layout.tensor
-    root *= 1 if shape.tied_embeddings or layout.pipeline > 1 else 2
-    return (*found, Unit("root", root, root / n, 1))
+@lru_cache(maxsize=8192)
+def units(shape: ModelShape, layout: Layout, software: str) -> tuple[Unit, ...]:
+    """Blocks, on average, and root of the fullest pipeline stage, as tensor and expert ranks leave them to one rank."""
+    piece = max(held(shape, layout, software), key=lambda stage: stage.shard)
+    number = len(piece.layers)
+    block = Unit("block", (piece.whole - piece.root) / number, (piece.shard - piece.root_shard) / number, number)
+    return block, Unit("root", piece.root, piece.root_shard, 1)
 
 
 @lru_cache(maxsize=65536)
 def _activations(
     shape: ModelShape, length: int, micro: int, recompute: str, stops_early: bool, layout: Layout, accumulation: int,
-    precision: str, exchange: Exchange, rings: Rings, shares: Shares,
+    precision: str, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Activations and their gradients between the ranks that share a microbatch."""
     if layout.tensor == layout.context == layout.expert == layout.pipeline == 1:

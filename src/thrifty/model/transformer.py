@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thrifty.model.attention import Attention, Cache, Context, LayerCache, make_context
 from thrifty.model.initialise import initialise
-from thrifty.model.layers import Embedding, Linear, Positions, gelu, norm, part_here, swiglu
+from thrifty.model.layers import Embedding, Linear, Positions, gelu_, norm, part_here, swiglu
 from thrifty.model.loss import VocabularyPart, linear_cross_entropy
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
@@ -31,7 +31,7 @@ class GeluMLP(nn.Module):
         self.down = Linear(shape.ffn, shape.hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, seq, hidden)
-        return self.down(gelu(self.up(x)))
+        return self.down(gelu_(self.up(x)))
 
 
 class SwigluMLP(nn.Module):
@@ -59,8 +59,8 @@ class Block(nn.Module):
         self.mlp = SwigluMLP(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:  # (batch, seq, hidden)
-        x = x + self.attention(self.attention_norm(x), context, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        x = self.attention(self.attention_norm(x), context, cache).add_(x)
+        return self.mlp(self.mlp_norm(x)).add_(x)
 
 
 class Transformer(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -161,10 +162,39 @@ def reset_peak(device: torch.device) -> None:
         _CLEAR_REFS.write_text("5")  # resets VmHWM; see proc(5)
 
 
+class Peak:
+    """`peak_bytes`, read at most once a second: on a CPU that takes the kernel longer than the rest of a log row."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._bytes, self._next = device, 0, 0.0
+
+    def bytes(self) -> int:
+        if time.monotonic() >= self._next:
+            self._bytes, self._next = peak_bytes(self._device), time.monotonic() + 1.0
+        return self._bytes
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory held since `reset_peak`: the CUDA allocator's reserved peak, or the peak resident set."""
+    """The most memory held since `reset_peak`: allocated on the GPU and its context, or the peak resident set."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved(device))
+        return int(torch.cuda.max_memory_allocated(device)) + _context_bytes(device)
+    return _resident_bytes()
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """The same as the allocator reserves it; on a CPU there is no difference."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device)) + _context_bytes(device)
+    return _resident_bytes()
+
+
+def _context_bytes(device: torch.device) -> int:
+    """What is in use on the GPU now outside of the allocator: context, kernels, communicators."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - int(torch.cuda.memory_reserved(device)))
+
+
+def _resident_bytes() -> int:
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
