@@ -183,7 +183,7 @@ def main(arguments: list[str]) -> int:
             kept = {k: v for k, v in values.items() if not k.startswith(("fp8", "cast"))}
             low, high = interval(list(by_size.values()))
             own = written(name, kept, (low - 0.08, high + 0.1)).replace(f'"{name}"', '"thrifty"', 1)
-            text += own.replace(SOURCES[name], f"not measured yet; as {SOURCES[name]}")
+            text += own.replace(SOURCES[name], "not measured yet, as accelerate")
     text += '    "thrifty-cpu": {\n        "source": "own runs on two AVX-512 cores, torch 2.13 (2026-11)",\n'
     text += '        "attention": 0.65,\n        "reduce_scatter": 2.8,\n'
     text += '        "low": 0.7,\n        "high": 1.5,\n    },\n'

@@ -95,6 +95,12 @@ class _Row:
         return len(self.micros) * recomputations if self.fitting is None else len(self.fitting)
 
 
+def _apart(cluster: Cluster, setting: Levers) -> tuple[object, ...]:
+    """Ways that are not cut for being slower than one another: what was measured here may turn their order round."""
+    measured = cluster.profile is not None and cluster.profile.levers
+    return (setting.compile, setting.precision) if measured else (setting.compile,)
+
+
 def fill(
     job: Job,
     cluster: Cluster,
@@ -127,13 +133,13 @@ def fill(
     ]
     heapq.heapify(heap)
     # Compiling shortens steps and lengthens the start-up, so each way has a best of its own.
-    best, seen = {row.setting.compile: math.inf for row in rows}, 0
+    best, seen = {_apart(cluster, row.setting): math.inf for row in rows}, 0
     while heap:
         bound, number, row = heap[0]
         if bound > min(under_seconds, slack * max(best.values())) or (seen == most_rows and row.fitting is None):
             break
         heapq.heappop(heap)
-        if bound > slack * best[row.setting.compile]:
+        if bound > slack * best[_apart(cluster, row.setting)]:
             pool.excluded[TOO_SLOW] += row.left(len(again))
         elif not row.close:
             seen += 1
@@ -148,7 +154,8 @@ def fill(
             for recipe, used in row.fitting:
                 run = estimate(job, cluster, recipe, used)
                 pool.fitting.append(Candidate(recipe, run, True))
-                best[recipe.compile] = min(best[recipe.compile], run.step.total)
+                way = _apart(cluster, row.setting)
+                best[way] = min(best[way], run.step.total)
     pool.excluded[TOO_SLOW] += sum(row.left(len(again)) for _, _, row in heap)
     return pool
 

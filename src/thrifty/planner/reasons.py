@@ -127,7 +127,9 @@ class _Beside:
 
     def too_large(self, key: str, value: Any) -> str:
         """What the least demanding with another value would need, where none fits."""
-        least = min(self.with_value(key, value), key=lambda c: c.run.memory.peak)
+        least = min(self.with_value(key, value), key=lambda c: c.run.memory.peak, default=None)
+        if least is None:
+            return "does not go with this layout"
         return _needs(self.cluster, least.recipe, least.run.memory)
 
     def compared(self, other: Candidate) -> str:
