@@ -120,11 +120,21 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             else math.nan
         )
     counted = durations[len(durations) // 5 :]  # the first fifth warms up, and compiles
+    whole = math.nan
+    if args.eval_batches:  # every window of the validation text, each target once: what the trainer evaluates too
+        rows = [i * block for i in range((len(val) - 1) // block)]
+        with torch.no_grad(), amp:
+            parts = [
+                (len(some), model(*(torch.stack([val[i + d : i + d + block] for i in some]) for d in (0, 1))))
+                for some in (rows[k : k + batch] for k in range(0, len(rows), batch))
+            ]
+        whole = sum(n * float(loss) for n, loss in parts) / len(rows)
     median, mean = float(np.median(counted)), float(np.mean(counted))
     return {
         "tokens_per_second": batch * block / mean,
         "step_seconds": median,
         "val_loss": final,
+        "val_loss_whole": whole,
         "train_loss": float(loss.detach()),
     }
 

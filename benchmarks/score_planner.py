@@ -1,8 +1,9 @@
-"""Scores the planner against public measurements: time of a step, and the speed of the layout it would choose.
+"""Scores the planner against public measurements: time, memory, serving, bookkeeping, and the layout it would choose.
 
     python benchmarks/score_planner.py FOLDER [--json FILE] [--cross-validate] [--readme FILE]
 
-FOLDER holds tables in the format that `truth.py` reads. Errors are predicted / measured - 1. The null is one constant
+FOLDER holds tables in the format that `truth_tables.py`, `score_memory.py`, `serving_rows.py` and
+`score_bookkeeping.py` read. Errors are predicted / measured - 1. The null is one constant
 MFU for all rows of a table: the median of those same rows, so the null has seen what it is scored on. `coverage` is the
 share of rows inside the profile's 80% interval. `--cross-validate` scores each row with constants fitted without its
 model size too (some minutes). `--readme` rewrites the error table between its markers in FILE.
@@ -20,13 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import fit_profiles
+import score_bookkeeping
+import score_memory
+import score_serving
 from thrifty.cost.compute import rank_of
 from thrifty.cost.flops import model_flops_per_token
 from thrifty.cost.profiles import PROFILES, profile
 from thrifty.cost.step import step_seconds
-from truth import Case, Skipped, read
+from truth import Case, Skipped
+from truth_tables import READERS, read
 
 START, END = "<!-- errors: written by benchmarks/score_planner.py -->", "<!-- end of errors -->"
+STEMS = {name.partition("_")[0]: name.removesuffix(".csv") for name in READERS}  # d4 -> d4_vtrain_multinode
 NAMES = {
     "a1": "Megatron-LM 2021, 1.7B to 1T, A100", "a2": "ZeRO-3 against 3D, 175B, A100",
     "b": "sequence parallelism, 22B and 1T, A100", "c1": "Megatron-Core, 2B to 314B, H100",
@@ -52,7 +58,7 @@ class Row:
     predicted: float
     low: float
     high: float
-    null: float
+    null: float | None
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,12 @@ class Score:
     worst: float
     bias: float
     coverage: float
-    null_mape: float
+    null_mape: float | None
 
 
 def score(rows: list[Row]) -> Score:
     signed = [row.predicted / row.measured - 1 for row in rows]
+    nulls = [abs(row.null / row.measured - 1) for row in rows if row.null is not None]
     return Score(
         rows=len(rows),
         mape=statistics.mean(map(abs, signed)),
@@ -77,7 +84,7 @@ def score(rows: list[Row]) -> Score:
         worst=max(signed, key=abs),
         bias=statistics.median(signed),
         coverage=statistics.mean(row.low <= row.measured <= row.high for row in rows),
-        null_mape=statistics.mean(abs(row.null / row.measured - 1) for row in rows),
+        null_mape=statistics.mean(nulls) if nulls else None,
     )
 
 
@@ -90,7 +97,7 @@ def time_rows(cases: list[Case]) -> list[Row]:
     found = []
     for case in cases:
         predicted = step_seconds(case.job, case.cluster, case.recipe).total
-        how = profile(case.recipe.software, case.cluster.accelerator)
+        how = profile(case.recipe.software, case.cluster)
         null = ideal_seconds(case) / usual[case.table]
         found.append(Row(case.table, case.id, case.seconds, predicted, predicted * how.low, predicted * how.high, null))
     return found
@@ -120,19 +127,47 @@ def search_scores(cases: list[Case]) -> dict[str, tuple[int, float, float]]:
     return {table: (len(v), statistics.mean(v), min(v)) for table, v in sorted(found.items())}
 
 
+def other_rows(folder: Path) -> tuple[dict[str, list[Row]], list[Skipped]]:
+    """Memory, serving and bookkeeping, by table and quantity; and what was left out."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    skipped: list[Skipped] = []
+    memory, left_out = score_memory.score(folder)
+    for one in memory:
+        values = (float(str(one[key])) for key in ("measured_bytes", "predicted_bytes", "low", "high", "null_bytes"))
+        name = f"{STEMS[str(one['table'])]}.memory"
+        found[name].append(Row(name, str(one["id"]), *values))
+    skipped += [Skipped("memory", *text.partition(": ")[::2]) for text in left_out]
+    for scorer in (score_serving, score_bookkeeping):
+        tables, more = scorer.score(folder)
+        skipped += more
+        for name, rows in tables.items():
+            found[name] += [Row(name, r.id, r.measured, r.predicted, r.low, r.high, r.null) for r in rows]
+    return found, skipped
+
+
 def held_out(cases: list[Case]) -> dict[str, float]:
     """Mean absolute error of each table when no constant has seen the model size that it is scored on."""
     shipped, errors = dict(PROFILES), defaultdict(list)
     for name, tables in fit_profiles.TABLES.items():
-        ours = [
-            c for c in cases if c.table in tables and profile(c.recipe.software, c.cluster.accelerator).name == name
-        ]
+        ours = [c for c in cases if c.table in tables and profile(c.recipe.software, c.cluster).name == name]
         ratios = fit_profiles.cross_validate(ours, name, "size")
         for case in ours:
             if case.id in ratios:
                 errors[case.table].append(abs(ratios[case.id] - 1))
     PROFILES.update(shipped)
     return {table: statistics.mean(sizes) for table, sizes in errors.items()}
+
+
+def print_scores(title: str, scores: dict[str, Score], cross: dict[str, float]) -> None:
+    print(f"{title:44}{'rows':>5}{'MAPE':>8}{'median':>8}{'worst':>8}{'bias':>8}{'cover':>7}{'null':>8}{'CV':>8}")
+    for name, one in scores.items():
+        null = "" if one.null_mape is None else f"{one.null_mape:.1%}"
+        apart = f"{cross[name]:8.1%}" if name in cross else ""
+        print(
+            f"{STEMS.get(name, name):44}{one.rows:5}{one.mape:8.1%}{one.median:8.1%}{one.worst:+8.0%}{one.bias:+8.1%}"
+            f"{one.coverage:7.0%}{null:>8}{apart}"
+        )
+    print()
 
 
 def told_skipped(skipped: list[Skipped]) -> None:
@@ -180,35 +215,34 @@ def main() -> int:
     parser.add_argument("--readme", type=Path)
     args = parser.parse_args()
     cases, skipped = read(args.folder)
-    if not cases:
+    if not cases and not any(args.folder.glob("*.csv")):
         print(f"NOT SCORED: {args.folder} has none of the tables", file=sys.stderr)
         return 2
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in time_rows(cases):
         rows[row.table].append(row)
+    others, more = other_rows(args.folder)
     scores = {table: score(found) for table, found in sorted(rows.items())}
+    beside = {table: score(found) for table, found in others.items()}
+    skipped += more
     cross = held_out(cases) if args.cross_validate else {}
     search = search_scores(cases)
 
-    print(f"{'step time':12}{'rows':>5}{'MAPE':>8}{'median':>8}{'worst':>8}{'bias':>8}{'cover':>7}{'null':>8}{'CV':>8}")
-    for name, one in scores.items():
-        apart = f"{cross[name]:8.1%}" if name in cross else ""
-        print(
-            f"{name:12}{one.rows:5}{one.mape:8.1%}{one.median:8.1%}{one.worst:+8.0%}{one.bias:+8.1%}"
-            f"{one.coverage:7.0%}{one.null_mape:8.1%}{apart}"
-        )
+    print_scores("time of a step", scores, cross)
+    print_scores("memory, serving, bookkeeping", beside, {})
     print("\nchosen layout among those measured: best time / chosen's")
     for table, (number, mean, worst) in search.items():
         print(f"{table:12}{number:5} groups{mean:8.1%}   worst {worst:.1%}")
     print()
     told_skipped(skipped)
 
-    content: dict[str, Any] = {"tables": {name: asdict(one) for name, one in scores.items()}}
+    tables = {STEMS.get(name, name): asdict(one) for name, one in scores.items()}
     for name, value in cross.items():
-        content["tables"][name]["cross_validated_mape"] = value
+        tables[STEMS.get(name, name)]["cross_validated_mape"] = value
+    content: dict[str, Any] = {"tables": tables | {name: asdict(one) for name, one in beside.items()}}
     content["search"] = {t: {"groups": n, "mean": m, "worst": w} for t, (n, m, w) in search.items()}
     content["skipped"] = dict(Counter(f"{s.table}: {s.why}" for s in skipped))
-    content["rows"] = [asdict(row) for found in rows.values() for row in found]
+    content["rows"] = [asdict(row) for found in (*rows.values(), *others.values()) for row in found]
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(content, indent=1) + "\n")
     if args.readme is not None:

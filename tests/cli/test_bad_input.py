@@ -95,8 +95,10 @@ def test_unknown_set_key(run: Run) -> None:
     refused(run("plan", "job.yaml", "--set", "recipe.optimizer.learning=3"), "learning", "lr")
 
 
-def test_pipeline_is_not_there_yet(run: Run) -> None:
-    refused(run("plan", "job.yaml", "--set", "recipe.layout.pipeline=2"), "pipeline = 2 is not supported yet")
+def test_what_the_trainer_does_not_run(run: Run) -> None:
+    refused(
+        run("plan", "job.yaml", "--on", "8xa100", "--set", "recipe.layout.pipeline=2"), "the trainer runs pipeline 1"
+    )
 
 
 def test_what_does_not_fit(run: Run) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from thrifty.cli import plan
 from thrifty.planner.emit import read_plan
+from thrifty.planner.space import OPTIONAL
 from thrifty.spec.errors import ThriftyError
 
 APP = typer.Typer()
@@ -80,3 +81,31 @@ def test_it_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("llama-3-8b on 64xH100")
+
+
+def test_a_range_of_devices_prints_what_nothing_beats(tmp_path: Path) -> None:
+    words = ("gpt2-124m", "--on", "1..8xa100", "--set", "job.tokens=2e9", "--objective", "time")
+    output = run(*words, folder=tmp_path)
+    assert output.startswith("devices that nothing beats")
+    made = read_plan(tmp_path / "plan.yaml")
+    assert made.cluster.devices == 8
+    assert f"the plan is for {made.cluster.devices} devices" in output
+    sizes = json.loads(run(*words, "--json", folder=tmp_path))["sizes"]
+    assert [one["devices"] for one in sizes] == [1, 2, 4, 8]
+    assert [one["devices"] for one in sizes if one["chosen"]] == [8]
+    assert min(sizes, key=lambda one: one["seconds"])["devices"] == 8
+
+
+def test_software_levers_and_limits_reach_the_search(tmp_path: Path) -> None:
+    words = ("llama-3-8b", "--on", "16xh100", "--software", "torchtitan", "--levers", "lowbit,localsteps")
+    content = json.loads(run(*words, "--json", folder=tmp_path))
+    recipe = content["plan"]["recipe"]
+    assert recipe["software"] == "torchtitan"
+    assert recipe["precision"] == "fp8"
+    assert sum(content["excluded_by"].values()) < content["tried"]
+    with pytest.raises(ThriftyError, match="stays within"):
+        run("llama-3-8b", "--on", "16xh100", "--deadline", "1h", folder=tmp_path)
+
+
+def test_the_help_names_every_lever() -> None:
+    assert tuple(OPTIONAL) == plan._LEVERS

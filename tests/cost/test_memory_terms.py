@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.cost import constants
-from thrifty.cost.memory import (
-    activation_bytes_per_token,
-    block_activation_bytes_per_token,
-    memory,
-    usable_bytes,
-)
+from thrifty.cost.activations import activation_bytes_per_token, block_activation_bytes_per_token
+from thrifty.cost.held import held, states
+from thrifty.cost.memory import memory, usable_bytes
 from thrifty.cost.params import parameter_shapes, shard_rows
 from thrifty.cost.work import chunk_rows
 from thrifty.spec import ModelShape, Recipe
 from thrifty.spec.bill import MEMORY_TERMS
+from thrifty.spec.recipe import Layout
 
 
 def test_gpt_keeps_32_bytes_a_token_and_column() -> None:
@@ -121,3 +119,18 @@ def test_activations_are_what_the_module_keeps(model: ModelShape, s: int, precis
     element = {"fp32": 4, "bf16": 2}[precision]
     predicted = 2 * s * activation_bytes_per_token(model, s, element, "none", is_cpu=True)
     assert kept(3) - kept(1) == pytest.approx(predicted, rel=1e-12)
+
+
+def test_the_trainer_s_own_layouts_are_counted_as_before() -> None:
+    """The counts that its meter checks to the byte and those of `held.py` are one."""
+    for shards in (1, 3, 8):
+        used = memory(job(shape()), gpus(), recipe(shard=shards))
+        piece = held(shape(), Layout(shard=shards), "thrifty")[0]
+        own = states(piece, "thrifty", "bf16", 3, 32)
+        assert (used.parameters, used.gradients, used.optimizer) == (own.parameters, own.gradients, own.optimizer)
+        assert used.reserved >= used.peak
+
+
+def test_a_cpu_reserves_what_it_allocates() -> None:
+    used = memory(job(shape()), cores(2), recipe(shard=2))
+    assert used.reserved == used.peak

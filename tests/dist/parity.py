@@ -7,6 +7,7 @@ is normalised by the targets of all ranks together, and gradients are clipped by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,8 @@ GPT: dict[str, Any] = {
     "mlp": "gelu", "positions": "learned", "tied_embeddings": True, "bias": "all",
 }  # fmt: skip
 QWEN: dict[str, Any] = LLAMA | {"qk_norm": True, "tied_embeddings": True, "bias": "qkv"}
-SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN, "deep": QWEN | {"layers": 8}}
+ODD: dict[str, Any] = QWEN | {"vocab_size": 131}  # divided by no axis
+SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN, "odd": ODD, "deep": QWEN | {"layers": 8}}
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,17 @@ def batch_of(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, targets
 
 
-def take_steps(case: Case) -> Result:
-    """On this rank; everybody returns the same."""
+def take_steps(case: Case, look: Callable[[Built], None] | None = None) -> Result:
+    """On this rank; everybody returns the same. `look` sees what is built before the last gradients are gathered."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, case.dtype))
     try:
-        return _take_steps(case)
+        return _take_steps(case, look)
     finally:
         torch.set_default_dtype(before)
 
 
-def _take_steps(case: Case) -> Result:
+def _take_steps(case: Case, look: Callable[[Built], None] | None) -> Result:
     built, world = build_case(case)
     losses, norm = [], 0.0
     for step in range(case.steps):
@@ -111,6 +113,8 @@ def _take_steps(case: Case) -> Result:
         built.optimizer.zero_grad(set_to_none=True)
         loss, norm = one_step(case, built, world, step)
         losses.append(loss)
+    if look is not None:
+        look(built)
     gradients = gathered({name: whole(p.grad) for name, p in built.model.named_parameters()}, built)
     return Result(losses, norm, gradients)
 
@@ -139,7 +143,8 @@ def build_case(case: Case) -> tuple[Built, World]:
     return build(case.job, case.recipe, world, case.stages), world
 
 
-def one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, float]:
+def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:
+    """Loss and gradient norm of a step, whose gradients are left clipped in the parameters."""
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe = case.recipe

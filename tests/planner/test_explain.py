@@ -14,7 +14,7 @@ from thrifty.catalog import lookup
 from thrifty.planner import screen
 from thrifty.planner.emit import read_plan, write_plan
 from thrifty.planner.explain import Explanation, explain
-from thrifty.planner.search import search
+from thrifty.planner.search import NEAR, search
 from thrifty.spec import Cluster, Job, ModelShape, ThriftyError
 from thrifty.spec.load import build
 from thrifty.spec.plan import Plan
@@ -125,3 +125,15 @@ def _job_file(folder: Path) -> Path:
     path = folder / "job.yaml"
     path.write_text("job: {model: gpt2-124m, steps: 1, sequence_length: 8}\n")
     return path
+
+
+@pytest.mark.parametrize(("model", "on"), CASES[:3])
+def test_each_runner_up_says_what_it_costs_and_takes(model: str, on: str) -> None:
+    one = told(model, on)
+    usd, peak = one.plan.predicted.usd.value, one.plan.predicted.peak_memory.value
+    assert one.runners_up
+    for way in one.runners_up:
+        more = way.usd / usd - 1
+        assert way.why.startswith("costs ")
+        assert f"{abs(more):.1%}" in way.why or (abs(more) <= NEAR and "the same within 1%" in way.why)
+        assert f"{'more' if way.peak_bytes > peak else 'less'} memory" in way.why

@@ -51,10 +51,15 @@ def text_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_plan(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
-    """Builds a Plan; keyword arguments change the job, `recipe=` changes the recipe."""
+    """Builds a Plan; keyword arguments change the job, `recipe=` and `cluster=` change those."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def make(recipe: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **job: Any) -> Plan:
+    def make(
+        recipe: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        cluster: dict[str, Any] | None = None,
+        **job: Any,
+    ) -> Plan:
         data = {"path": str(text_file), **job.pop("data", {})}
         content = {
             "name": "tiny",
@@ -66,7 +71,7 @@ def make_plan(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         }
         made = (
             Job.model_validate(content),
-            Cluster.model_validate(CLUSTER),
+            Cluster.model_validate(CLUSTER | (cluster or {})),
             Recipe.model_validate(RECIPE | (recipe or {})),
         )
         return Plan(job=made[0], cluster=made[1], recipe=made[2], predicted=predict(*made), hash=fingerprint(*made))

@@ -19,6 +19,7 @@ from thrifty.spec.load import Settings, from_dict
 
 _MODELS, _ACCELERATORS, _PRICES, _GRIDS = "models.yaml", "accelerators.yaml", "prices.yaml", "grids.yaml"
 _SHORT_FORM = re.compile(r"^\s*(?:(?P<first>\d+)\s*x\s*)?(?:(?P<second>\d+)\s*x\s*)?(?P<name>\S.*?)\s*$", re.IGNORECASE)
+_RANGE = re.compile(r"^\s*(?P<low>\d*)\s*\.\.\s*(?P<high>\d+)\s*x\s*(?P<name>\S.*?)\s*$", re.IGNORECASE)
 
 
 def models() -> list[str]:
@@ -140,6 +141,24 @@ def short_form(text: str, where: str = "") -> tuple[str, int, int]:
             hint=f"use {lower} or {lower + per_node}, or say how many nodes and how full, as in  3x4x{match['name']}",
         )
     return entry, devices // per_node, per_node
+
+
+def short_form_range(text: str, where: str = "") -> tuple[int, int, str] | None:
+    """Reads `8..1024xh100` or `..64xa100` into lowest and highest number of devices and accelerator; None for others.
+
+    Raises:
+        ThriftyError: unknown accelerator, or a range that holds nothing.
+    """
+    match = _RANGE.match(text)
+    if match is None:
+        return None
+    entry = accelerator_name(match["name"], where)
+    low, high = int(match["low"] or 1), int(match["high"])
+    if not 0 < low <= high:
+        hint = f"for example  8..1024x{match['name']}"
+        raise ThriftyError(f"{text!r} holds no number of devices", where=where, hint=hint)
+    short_form(f"{high}x{entry}", where)  # which refuses one that does not fill its nodes
+    return low, high, entry
 
 
 def cluster_name(accelerator_entry: str, nodes: int, per_node: int) -> str:

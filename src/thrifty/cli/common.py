@@ -24,16 +24,28 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Over everything, e.g. recipe.optimizer.lr=3e-4. Repeatable."),
 ]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="Price with what `thrifty calibrate` found on the same hardware."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
 def resolve(
-    job: str, on: str | None = None, recipe_file: Path | None = None, sets: Sequence[str] | None = None
+    job: str,
+    on: str | None = None,
+    recipe_file: Path | None = None,
+    sets: Sequence[str] | None = None,
+    profile: Path | None = None,
 ) -> Request:
     """Job, cluster and partial recipe, with this machine at hand for `local` and `vocab_size: auto`."""
+    from dataclasses import replace
+
+    from thrifty.planner.calibrated import with_profile
     from thrifty.planner.request import read_request
 
-    return read_request(job, on, recipe_file, list(sets or ()), local=local_cluster, vocabulary=vocabulary)
+    request = read_request(job, on, recipe_file, list(sets or ()), local=local_cluster, vocabulary=vocabulary)
+    return request if profile is None else replace(request, cluster=with_profile(request.cluster, profile))
 
 
 def local_cluster() -> Settings:

@@ -23,6 +23,9 @@ _PARTS = {
 }
 
 
+LAST_RUNS = 10  # whose error is told
+
+
 def command(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Measure again instead of using what was found before.")
@@ -52,10 +55,49 @@ def _machine(refresh: bool) -> dict[str, Any]:
 
     found = probe.probe(refresh=refresh)
     return found | {
+        "calibration": _calibration(),
         "cache_folder": str(probe.cache_folder()),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "energy_method": method_here(found["kind"] == "gpu"),
     }
+
+
+def _calibration() -> dict[str, Any]:
+    """The profile that plans for this machine are priced with, and how far off the last runs were."""
+    import datetime
+
+    from thrifty.cost.profiles import profile
+    from thrifty.planner.calibrated import read_calibration
+    from thrifty.spec.cluster import Cluster
+    from thrifty.spec.errors import ThriftyError
+    from thrifty.spec.load import build
+    from thrifty.trainer.history import median_error, read_history
+    from thrifty.trainer.local import calibration_path, local_cluster
+
+    path = calibration_path()
+    try:
+        own = read_calibration(path).profile if path.exists() else None
+    except ThriftyError as error:
+        return {"path": str(path), "problem": str(error)}
+    cluster = build(Cluster, local_cluster(), "")
+    how = profile("thrifty", cluster)
+    runs = read_history(cluster.accelerator.name, cluster.devices, "thrifty")
+    age = (datetime.date.today() - datetime.date.fromisoformat(own.date)).days if own else None
+    last = runs[-LAST_RUNS:]
+    return {
+        "path": str(path), "profile": how.name, "date": how.date, "age_days": age, "runs": own.runs if own else 0,
+        "runs_remembered": len(runs), "last_runs": len(last), "last_error": median_error(last),
+    }  # fmt: skip
+
+
+def _calibration_line(found: dict[str, Any]) -> str:
+    if "problem" in found:
+        return f"damaged: {found['problem']}"
+    age = found["age_days"]
+    text = f"{found['profile']}, {age} day{'s' * (age != 1)} old, {found['runs']} runs" if found["date"] else "none yet"
+    if found["last_error"] is not None:
+        text += f"; the last {found['last_runs']} runs: median error of a step {found['last_error']:.0%}"
+    return text if found["date"] else f"{text}: thrifty calibrate"
 
 
 def _lines(parts: dict[str, bool], machine: dict[str, Any] | None) -> list[str]:
@@ -71,6 +113,7 @@ def _lines(parts: dict[str, bool], machine: dict[str, Any] | None) -> list[str]:
             f"  matrix products  {rates} (measured {found['date']}; the whole machine)",
             f"  memory           copies {show(found['memory_bytes_per_s'], 'byte/s')}",
             f"  one operation    {show(found['op_seconds'], 's')}",
+            f"  calibration      {_calibration_line(found['calibration'])}",
             f"  energy           {found['energy_method']}",
             f"  disk here        {show(found['free_disk_bytes'], 'byte')} free; cache in {found['cache_folder']}",
         ]

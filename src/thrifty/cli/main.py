@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thrifty.cli import compare, config, doctor, fit_law, generate, plan, report, train
+from thrifty.cli import calibrate, compare, config, doctor, emit, fit_law, generate, plan, report, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,11 +16,14 @@ app = typer.Typer(
     help="Prices a training run before it is paid for, runs the cheapest plan, and bills it afterwards.",
 )
 app.command("plan")(plan.command)
+app.command("emit")(emit.command)
 app.command("train")(train.command)
+app.command("serve")(serve.command)
 app.command("report")(report.command)
 app.command("compare")(compare.command)
 app.command("generate")(generate.command)
 app.command("fit-law")(fit_law.command)
+app.command("calibrate")(calibrate.command)
 app.command("doctor")(doctor.command)
 app.add_typer(config.app, name="config")
 

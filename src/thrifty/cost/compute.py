@@ -59,7 +59,7 @@ def rank_of(cluster: Cluster, recipe: Recipe) -> Rank:
     chip, ranks = cluster.accelerator, recipe.layout.ranks
     # More processes than cores share them.
     devices = cluster.devices_per_rank(ranks) if ranks <= cluster.devices else cluster.devices / ranks
-    return _rank(chip, devices, recipe.precision, recipe.scaling, profile(recipe.software, chip))
+    return _rank(chip, devices, recipe.precision, recipe.scaling, profile(recipe.software, cluster))
 
 
 def _rank(chip: Accelerator, devices: float, precision: str, scaling: str, how: Profile) -> Rank:
@@ -105,7 +105,8 @@ def _sustained(chip: Accelerator, precision: str) -> float:
 
 def product_seconds(m: float, n: float, k: float, rank: Rank, element: int, flops: float | None = None) -> float:
     """One matrix product, without its dispatch; at `rank.flops` unless told otherwise."""
-    outer, inner = constants.GEMM_HALF_OUTER[rank.kind], constants.GEMM_HALF_INNER[rank.kind]
+    half = rank.profile.gemm_half
+    outer, inner = half * constants.GEMM_HALF_OUTER[rank.kind], half * constants.GEMM_HALF_INNER[rank.kind]
     efficiency = m / (m + outer) * n / (n + outer) * k / (k + inner)
     return max(2 * m * n * k / ((flops or rank.flops) * efficiency), element * (m * k + k * n + m * n) / rank.bandwidth)
 
@@ -131,7 +132,7 @@ def work_seconds(done: work.Work, rank: Rank, element: int, compiled: bool, leng
     """
     how, low = rank.profile, rank.low_flops != rank.flops
     half = constants.ATTENTION_HALF[rank.kind][element == 2]
-    share = (constants.ATTENTION_SHARE["cpu"] if rank.kind == "cpu" else how.attention) * length / (length + half)
+    share = how.attention * length / (length + half)
     products = sum(product_seconds(m, n, k, rank, element, rank.low_flops) * times for m, n, k, times in done.products)
     products += sum(product_seconds(m, n, k, rank, element) * times for m, n, k, times in done.plain)
     attention = done.attention_flops / (rank.attention_flops * share)

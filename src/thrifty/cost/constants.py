@@ -22,10 +22,9 @@ SUSTAINED_EXPONENT: Final = 0.47
 ACHIEVABLE_SHARE: Final = 0.80
 
 # --- attention -------------------------------------------------------------------------------------------------------
-# Fused attention over s tokens runs at share x s / (s + half) of the matrix rate, counting causal FLOPs. GPU: the one
-# constant fitted to whole runs (31 MPT runs on A100, mosaicml/llm-foundry scripts/train/benchmarking, read 2025-07).
-# CPU: torch 2.13 on an AVX-512 core, 64 to 2,048 tokens; in bf16 it keeps fp32's pace and suffers more when short.
-ATTENTION_SHARE: Final = {"gpu": 0.35, "tpu": 0.35, "cpu": 0.65}
+# Fused attention over s tokens runs at share x s / (s + half) of the matrix rate, counting causal FLOPs; the share is
+# the profile's. CPU: torch 2.13 on an AVX-512 core, 64 to 2,048 tokens, share 0.65; in bf16 it keeps fp32's pace and
+# suffers more when short.
 ATTENTION_HALF: Final = {"gpu": (0.0, 0.0), "tpu": (0.0, 0.0), "cpu": (120.0, 200.0)}  # (fp32, bf16), in tokens
 ATTENTION_BACKWARD: Final = 2.5  # products of the backward pass for one of the forward pass: 5 for 2
 # What attention that is not fused moves for each score beside its products: softmax and dropout in 16 bits, read and
@@ -48,9 +47,6 @@ COMPILE_SECONDS: Final = {"cpu": 25.0, "gpu": 60.0, "tpu": 60.0}
 # A GPU's copies run beside its kernels and slow them a little (Galvatron ships 1.126); gloo runs on the cores that
 # compute, so on a CPU nothing is hidden.
 OVERLAP_SLOWDOWN: Final = 1.1
-# gloo has no reduce-scatter of its own: of 0.25 to 4 MiB it took 2.8 to 4.9 times an all-gather that sends as much
-# (torch 2.13, two ranks on two cores, 2026-11); the lower end, since larger messages tend to it.
-GLOO_REDUCE_SCATTER: Final = 2.8
 # Host time of FSDP2 around one collective (hooks, copies in and out), hidden behind kernels on a GPU.
 SHARDING_HOST_SECONDS: Final = 3e-4
 # Host time of clipping and updating one sharded tensor, over a plain one's dispatch (torch 2.13, 2026-11).
@@ -81,7 +77,8 @@ CHECKPOINT_BYTES_PER_PARAMETER: Final = 12  # fp32 weights and two AdamW moments
 LOSS_CHUNK_ROWS: Final = 512
 LOSS_CHUNK_BYTES: Final = 2**24
 
-# As in model/short_attention.py: on a CPU, bf16 sequences up to this long keep their probabilities, block by block.
+# As in model/short_attention.py: on a CPU, bf16 sequences up to this long keep their probabilities, block by block;
+# fp32 ones up to one block do.
 SHORT_ATTENTION_LONGEST: Final = 512
 SHORT_ATTENTION_BLOCK: Final = 64
 
@@ -90,8 +87,7 @@ SHORT_ATTENTION_BLOCK: Final = 64
 USABLE_MEMORY: Final = {"gpu": 0.92, "tpu": 0.92, "cpu": 0.85}
 
 # --- intervals: factors below and above a figure ---------------------------------------------------------------------
-# GPU: holds 95% of the 119 MPT runs (benchmarks/score_planner.py). CPU: assumed, shared machines vary by more.
-TIME_INTERVAL: Final = {"gpu": (0.87, 1.15), "tpu": (0.7, 1.4), "cpu": (0.7, 1.5)}
+# Time's interval is the profile's.
 # Parts that depend on the disk, the operating system and the other ranks more than on arithmetic: assumed.
 LOOSE_PARTS: Final = ("startup", "communication", "optimizer", "data", "checkpoint")
 LOOSE_INTERVAL: Final = (0.4, 2.5)

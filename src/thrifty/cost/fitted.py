@@ -79,7 +79,7 @@ PROFILES: Final[dict[str, dict[str, Any]]] = {
         "high": 1.12,
     },
     "thrifty": {
-        "source": "not measured yet; as PyTorch FSDP, 125M to 70B on A100 and H100 (mosaicml/llm-foundry, 2025-07)",
+        "source": "not measured yet, as accelerate",
         "gemm": 1.0,
         "traffic": 1.23,
         "dispatch": 2.0,
@@ -129,6 +129,8 @@ PROFILES: Final[dict[str, dict[str, Any]]] = {
     },
     "thrifty-cpu": {
         "source": "own runs on two AVX-512 cores, torch 2.13 (2026-11)",
+        "attention": 0.65,
+        "reduce_scatter": 2.8,
         "low": 0.7,
         "high": 1.5,
     },

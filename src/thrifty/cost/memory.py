@@ -1,11 +1,10 @@
 """Memory of the fullest rank by term, and the peak over the moments of a step.
 
-    parameters, gradients   4 bytes an element of the rank's shard, fp32
-    optimizer               8 bytes an element (AdamW's two moments) and 4 a tensor (its step count)
-    activations             what the blocks keep for the backward pass, counted tensor by tensor
-    logits                  one chunk's, in the compute dtype and as fp32 log-probabilities
-    communication           gathered parameters, gradients before they are reduced, and the reduction's buffers
-    runtime                 what a process holds before any tensor
+    parameters, gradients, optimizer   `held.py`: by software, exact
+    activations     what the blocks keep for the backward pass of the microbatches in flight, `activations.py`
+    logits          this trainer: one chunk's, in the compute dtype and as fp32 log-probabilities; others: all copies
+    communication   gathered parameters, gradients before they are reduced, buffers
+    runtime         what a process holds before any tensor, and a library's workspaces
 
 Terms do not all peak at once, so the peak is the largest of four moments: at the loss, in the first block's backward
 pass, at the end of the backward pass, and in the optimizer step.
@@ -15,19 +14,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, NamedTuple
 
-from thrifty.cost import constants
+from thrifty.cost import constants, memory_constants
+from thrifty.cost.activations import (
+    Split,
+    activation_bytes_per_token,
+    block,
+    block_activation_bytes_per_token,
+    working_bytes_per_token,
+)
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.params import Counts, counts
+from thrifty.cost.habits import HABITS, Habits
+from thrifty.cost.held import FSDP, Held, States, held, states
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
-from thrifty.spec.recipe import Recipe
+from thrifty.spec.recipe import Layout, Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the fullest rank by term (`spec.bill.MEMORY_TERMS`), and the peak of their sum."""
+    """Bytes on the fullest rank by term (`spec.bill.MEMORY_TERMS`), and what the device must have.
+
+    Attributes:
+        peak: the most that is allocated at once, with `runtime`.
+        reserved: what the device gives for it: the allocator keeps more than tensors need.
+    """
 
     parameters: float
     gradients: float
@@ -37,29 +50,264 @@ class Memory:
     communication: float
     runtime: float
     peak: float
+    reserved: float
 
     def terms(self) -> dict[str, float]:
-        """The seven terms, without the peak."""
-        return {name: getattr(self, name) for name in type(self).__slots__ if name != "peak"}
+        """The seven terms, without the totals."""
+        return {name: getattr(self, name) for name in type(self).__slots__ if name not in ("peak", "reserved")}
 
 
 def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
-    held = counts(job.model, recipe.layout.shard)
+    if recipe.software == "thrifty" and recipe.layout.pipeline * recipe.layout.context == 1:
+        return _own(job, cluster, recipe)
+    return _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
+
+
+def by_stage(job: Job, cluster: Cluster, recipe: Recipe, habits: Habits | None = None) -> list[Memory]:
+    """Memory of the fullest rank of each stage.
+
+    Args:
+        habits: of an earlier release of the software, from `habits.HABITS`.
+    """
+    asked, how = _asked(job, cluster, recipe), habits or HABITS[recipe.software]
+    pieces = _pieces(asked, how)
+    return [_stage(asked, pieces[stage], stage, how) for stage in range(len(pieces))]
+
+
+class _Asked(NamedTuple):
+    """All that memory depends on: a key for what was worked out before."""
+
+    shape: ModelShape
+    sequence_length: int
+    micro_sequences: int
+    microbatches: int
+    layout: Layout
+    software: str
+    precision: Literal["fp32", "bf16", "fp8", "nvfp4"]
+    recompute: str
+    compiled: bool
+    state_bits: int
+    exchange: Literal["fp32", "bf16"]
+    runtime: float
+    room: float
+
+
+def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
+    chip = cluster.accelerator
+    runtime = chip.runtime_memory.value
+    return _Asked(
+        job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.accumulation, recipe.layout,
+        recipe.software, recipe.precision, recipe.recompute, recipe.compile, recipe.optimizer.state_bits,
+        recipe.exchange.dtype, runtime, chip.memory.value - runtime,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def _fullest(asked: _Asked, how: Habits) -> Memory:
+    pieces = _pieces(asked, how)
+    # Earlier stages have more microbatches in flight, so of those that hold as much the first is the fullest.
+    first = dict.fromkeys(((piece.whole, len(piece.layers)) for piece in pieces), 0)
+    numbers = {next(n for n, p in enumerate(pieces) if (p.whole, len(p.layers)) == kind) for kind in first}
+    stages = (_stage(asked, pieces[number], number, how) for number in sorted(numbers | {len(pieces) - 1}))
+    return max(stages, key=lambda used: used.peak)
+
+
+def _pieces(asked: _Asked, how: Habits) -> tuple[Held, ...]:
+    return held(_padded(asked.shape, asked.layout.tensor, how), asked.layout, asked.software)
+
+
+@lru_cache(maxsize=1024)
+def _padded(shape: ModelShape, tensor: int, how: Habits) -> ModelShape:
+    """The shape with the vocabulary as the software rounds it: Megatron-LM adds an end-of-document id first."""
+    if how.round_vocabulary == 1:
+        return shape
+    multiple = how.round_vocabulary * tensor
+    return shape.model_copy(update={"vocab_size": -(-(shape.vocab_size + 1) // multiple) * multiple})
+
+
+def in_flight(layout: Layout, stage: int, microbatches: int) -> float:
+    """Microbatches whose activations a stage holds at once, in those of all its layers.
+
+    gpipe all of them; 1f1b one for each stage from here on; interleaved (Narayanan et al. 2021, arXiv:2104.04473) as
+    many chunks as it has warmed up, 1 + (p - 1) / (p v) times as much on the first stage; ZB-H1 and ZB-V hold at most
+    one for each stage (Qi et al. 2023, arXiv:2401.10241).
+    """
+    stages, chunks = layout.pipeline, layout.interleave
+    if layout.schedule == "gpipe":
+        return microbatches
+    if stages == 1:
+        return 1
+    if layout.schedule == "interleaved":
+        warm = 2 * (stages - stage - 1) + (chunks - 1) * stages + 1
+        return min(microbatches * chunks, warm) / chunks
+    return min(microbatches, stages if layout.schedule in ("zero_bubble", "zbv") else stages - stage)
+
+
+def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
+    """Memory of one stage of other software, or of a layout that this trainer does not run yet."""
+    shape, layout, precision = asked.shape, asked.layout, asked.precision
+    e = ELEMENT_BYTES[precision]
+    fixed = states(piece, asked.software, precision, layout.zero, asked.state_bits)
+    stream = layout.tensor if layout.sequence_parallel else 1
+    split = Split(layout.tensor, stream, layout.context)
+    tokens = asked.micro_sequences * asked.sequence_length / layout.context
+    dense = shape.layers if shape.experts is None else shape.experts.dense_layers
+    way = (asked.sequence_length, precision, asked.recompute, asked.compiled, split, how)
+    sparse = sum(layer >= dense for layer in piece.layers)
+    kinds = [(number, block(shape, is_sparse, *way))
+             for number, is_sparse in ((len(piece.layers) - sparse, False), (sparse, True)) if number]  # fmt: skip
+    one = tokens * sum(number * kind.kept for number, kind in kinds)
+    kept = in_flight(layout, stage, asked.microbatches) * one
+    again = tokens * max((kind.full - kind.kept for _, kind in kinds), default=0.0)
+    working = tokens * max((kind.working for _, kind in kinds), default=0.0)
+    is_last = piece.head > 0
+    vocab = piece.head / shape.hidden
+    ending = tokens * e * shape.hidden * (1 / stream + (1.0 if how.gathered else 1 / stream)) if is_last else 0.0
+    if asked.software == "thrifty":
+        logits = logits_bytes(shape.vocab_size, int(tokens), e, False) * vocab / shape.vocab_size
+        at_loss = logits + 4.0 * piece.head  # the head's gradient is summed in fp32 over the chunks
+    else:
+        logits = at_loss = tokens * vocab * _logit_bytes(how, layout.tensor, asked.compiled)
+    moved = _buffers(asked, piece, fixed, how, e)
+    crossing = tokens * e * shape.hidden * _crossing(layout, stage, asked.microbatches, how, stream)
+    at_head = 0.0
+    if is_last and asked.software != "thrifty":
+        at_head = moved.head + tokens * e * (vocab + 2 * shape.hidden / (1 if how.gathered else stream))
+    allocated = (
+        fixed.parameters
+        + fixed.optimizer
+        + crossing
+        + max(
+            moved.steady + kept + ending + max(at_loss, at_head),
+            moved.steady + moved.block + kept + ending + again + working,
+            moved.end,
+            fixed.gradients + moved.step,
+        )
+        + how.fixed_bytes
+    )
+    return Memory(
+        parameters=fixed.parameters,
+        gradients=fixed.gradients,
+        optimizer=fixed.optimizer,
+        activations=kept + ending,
+        logits=logits,
+        communication=moved.shown + crossing,
+        runtime=asked.runtime + how.fixed_bytes,
+        peak=allocated + asked.runtime,
+        reserved=_reserved(allocated, how.allocator[asked.compiled], asked.room) + asked.runtime,
+    )
+
+
+def _crossing(layout: Layout, stage: int, microbatches: int, how: Habits, stream: int) -> float:
+    """Buffers of other axes' traffic, in copies of the residual stream of one microbatch.
+
+    Gathers and reductions of tensor ranks need the whole stream twice, unless they go part by part beside the products
+    (asynchronous tensor parallelism). torch's pipelines hold a buffer for each microbatch that a stage receives in
+    either direction, and keep their outputs while its backward pass is to come.
+    """
+    found = 2.0 if layout.tensor > 1 and not layout.tensor_overlap and how.gathered else 0.0
+    if how.kept_stages and layout.pipeline > 1:
+        received = (stage > 0) + (stage < layout.pipeline - 1)
+        found += (microbatches * received + in_flight(layout, stage, microbatches)) / stream
+    return found
+
+
+def _logit_bytes(how: Habits, tensor: int, compiled: bool) -> float:
+    if compiled and how.logits_compiled is not None:
+        return how.logits_compiled
+    return how.logits_split if tensor > 1 else how.logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Copies of parameters, and gradients on their way, in bytes.
+
+    Attributes:
+        steady: there throughout the forward and backward passes, gradients that are kept included.
+        head: more while the head's gradient is made.
+        block: more inside a block's backward pass.
+        end: all at the end of the backward pass.
+        step: beside the gradients in the optimizer step.
+        shown: the most of them but the kept gradients.
+    """
+
+    steady: float
+    head: float
+    block: float
+    end: float
+    step: float
+    shown: float
+
+
+def _buffers(asked: _Asked, piece: Held, fixed: States, how: Habits, e: int) -> _Moved:
+    layout = asked.layout
+    several = layout.data_ranks * layout.context > 1
+    if asked.software in FSDP and layout.zero == 3:
+        return _gathered(asked, piece, fixed, e)
+    buckets = how.buckets * piece.whole * several + how.bucket_bytes * several
+    made = e * piece.matrices if how.weight_gradients else 0.0
+    steady = fixed.gradients + buckets + made
+    head = float(e * piece.head)
+    inside = 0.0 if how.weight_gradients else float(e * piece.block)
+    # Plain autograd leaves a 16-bit gradient for every parameter; Megatron-LM's are added up as they are made.
+    end = steady + (e * (piece.root - piece.head) if how.weight_gradients else e * piece.whole)
+    if layout.zero == 3 and several:
+        # Gathered parameters: as many as DeepSpeed prefetches, two blocks and the root at the least.
+        gathered = float(e * (piece.root + 2 * piece.block))
+        steady, end = steady + gathered, end - e * piece.whole + gathered
+    return _Moved(steady, head, inside, end, 0.0, max(steady, end, steady + head) - fixed.gradients)
+
+
+def _gathered(asked: _Asked, piece: Held, fixed: States, e: int) -> _Moved:
+    """FSDP2: two blocks are gathered at a time, or all of the stage where it keeps them or is part of a pipeline.
+
+    A pipeline reduces gradients after the last microbatch alone; until then a stage adds them up whole, in fp32.
+    """
+    layout, layers = asked.layout, len(piece.layers)
+    exchange = ELEMENT_BYTES[asked.exchange]
+    all_of_them = layout.pipeline > 1 or not layout.reshard_after_forward
+    alive = piece.whole - piece.root if all_of_them else min(2, layers) * piece.block
+    gathered = float(e * (piece.root + alive))
+    if layout.pipeline > 1 and asked.microbatches > 1:
+        whole = float(exchange * piece.whole)
+        shown = gathered + whole
+        end = shown + fixed.gradients
+        return _Moved(gathered + whole, 0.0, float(e * piece.block), end, 0.0, shown)
+    kept = fixed.gradients if asked.microbatches > 1 else 0.0
+    inside = float((e + exchange) * piece.block)
+    end = e * (2 * piece.root + piece.block) + exchange * (piece.root + piece.root_shard)
+    # torch.optim's grouped update writes one temporary as large as the parameters.
+    step = 0.0 if asked.compiled else fixed.parameters
+    return _Moved(
+        gathered + kept, float(e * piece.head), inside, fixed.gradients + end, step, max(gathered + inside, end)
+    )
+
+
+def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
+    """This trainer's fully sharded runs, term by term as its meter counts them."""
+    piece = held(job.model, recipe.layout, "thrifty")[0]
     tokens = recipe.batch.micro_sequences * job.sequence_length
     element = ELEMENT_BYTES[recipe.precision]
     is_cpu = cluster.accelerator.kind == "cpu"
-    kept = tokens * activation_bytes_per_token(job.model, job.sequence_length, element, recipe.recompute, is_cpu)
+    layout = recipe.layout
+    split = (layout.tensor, layout.tensor if layout.sequence_parallel else 1)
+    asked = (job.model, job.sequence_length, element)
+    kept = tokens * activation_bytes_per_token(*asked, recipe.recompute, is_cpu, *split)
     # With recomputation one block at a time is there in full; in either case so are its own gradients.
-    block = block_activation_bytes_per_token(job.model, job.sequence_length, element, is_cpu) * tokens
-    in_block = kept + (block if recipe.recompute == "full" else 0) + _working_bytes(job.model, element) * tokens
-    logits = logits_bytes(job.model, tokens, element, is_cpu)
-    fixed = 4.0 * held.shard
-    optimizer = 8.0 * held.shard + 4.0 * held.tensors
-    moments = _moments(held, recipe, element)
+    inside = block_activation_bytes_per_token(*asked, is_cpu, *split) * tokens
+    working = working_bytes_per_token(job.model, element) / layout.tensor * tokens
+    in_block = kept + (0 if recipe.recompute == "none" else inside) + working
+    logits = logits_bytes(-(-job.model.vocab_size // layout.tensor), tokens, element, is_cpu)
+    fixed = 4.0 * piece.shard
+    optimizer = states(piece, "thrifty", recipe.precision, 3, recipe.optimizer.state_bits).optimizer
+    moments = _moments(piece, recipe, element)
     before = fixed if recipe.accumulation > 1 else 0.0  # gradients of the earlier microbatches
-    peak = max(before + kept + logits + moments.loss, before + in_block + moments.block, fixed + moments.end)
+    most = max(before + kept + logits + moments.loss, before + in_block + moments.block, fixed + moments.end)
     runtime = cluster.accelerator.runtime_memory.value
+    allocated = fixed + optimizer + most
+    keeps = 1.0 if is_cpu else HABITS["thrifty"].allocator[recipe.compile]
+    room = capacity_bytes(cluster, recipe.layout.ranks) - runtime
     return Memory(
         parameters=fixed,
         gradients=fixed,
@@ -68,67 +316,23 @@ def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
         logits=logits,
         communication=moments.buffers,
         runtime=runtime,
-        peak=fixed + optimizer + runtime + peak,
+        peak=allocated + runtime,
+        reserved=_reserved(allocated, keeps, room) + runtime,
     )
 
 
-def activation_bytes_per_token(
-    shape: ModelShape, sequence_length: int, element: int, recompute: str, is_cpu: bool
-) -> float:
-    """Bytes that a forward pass keeps for the backward pass, for one token.
-
-    Each block's own, or under recomputation its input alone; and of the root the token ids, the last norm's input and
-    scale, and the gradient of the head's input, which the loss forms at once.
-    """
-    inputs = element * shape.hidden
-    block = block_activation_bytes_per_token(shape, sequence_length, element, is_cpu) if recompute == "none" else inputs
-    return shape.layers * block + 8 + 2 * inputs + _norm_scale_bytes(shape, element)
+def _reserved(allocated: float, keeps: float, room: float) -> float:
+    """What the allocator takes: freed blocks that it keeps come on top, but are given back where there is no room."""
+    return max(allocated, min(allocated * keeps, room))
 
 
-@lru_cache(maxsize=256)
-def block_activation_bytes_per_token(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
-    """Bytes that one block keeps for its backward pass, for one token.
-
-    The inputs and outputs of both norms with their scales; queries, keys and values as attention reads them, its
-    output and log-sum-exp; the MLP's inner tensors: gate, up and what is made of them, or GELU's input and output.
-    """
-    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * (2 * element * shape.hidden + _norm_scale_bytes(shape, element))
-    heads = element * (2 * query + 2 * kv) + shape.heads * _scores_bytes(shape, sequence_length, element, is_cpu)
-    if shape.qk_norm:
-        heads += element * (query + kv) + 4 * (shape.heads + shape.kv_heads)
-    inner = element * shape.ffn * (3 if shape.mlp == "swiglu" else 2)
-    return norms + heads + inner
-
-
-def _scores_bytes(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
-    """What attention keeps of the scores of one query and head: a log-sum-exp, or short bf16 probabilities on a CPU."""
-    windowed = shape.sliding_window is not None and sequence_length > shape.sliding_window
-    if not is_cpu or element != 2 or windowed or sequence_length > constants.SHORT_ATTENTION_LONGEST:
-        return 4.0
-    size = constants.SHORT_ATTENTION_BLOCK
-    ends = [min(begin + size, sequence_length) for begin in range(0, sequence_length, size)]
-    area = sum((end - begin) * end for begin, end in zip([0, *ends], ends, strict=False))
-    return element * area / sequence_length
-
-
-def _norm_scale_bytes(shape: ModelShape, element: int) -> int:
-    """What a norm keeps of one token beside its input: one fp32 scale, or mean and scale in the compute dtype."""
-    return 2 * element if shape.norm == "layernorm" else 4
-
-
-def _working_bytes(shape: ModelShape, element: int) -> int:
-    """Gradients alive inside one block's backward pass, for one token: of the widest inner tensors and the stream."""
-    return element * (3 if shape.mlp == "swiglu" else 2) * shape.ffn + 2 * element * shape.hidden
-
-
-def logits_bytes(shape: ModelShape, tokens: int, element: int, is_cpu: bool) -> float:
+def logits_bytes(vocabulary: int, tokens: int, element: int, is_cpu: bool) -> float:
     """One chunk's logits in the compute dtype and their fp32 log-probabilities, which become their gradient.
 
     A CPU widens 16-bit logits into a tensor of their own before the softmax.
     """
     extra = 4 if is_cpu and element == 2 else 0
-    return float(chunk_rows(tokens, shape.vocab_size) * shape.vocab_size * (element + 4 + extra))
+    return float(chunk_rows(tokens, vocabulary) * vocabulary * (element + 4 + extra))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,27 +348,37 @@ class _Moments:
     buffers: float
 
 
-def _moments(held: Counts, recipe: Recipe, element: int) -> _Moments:
+def _moments(piece: Held, recipe: Recipe, element: int) -> _Moments:
     """Gathered (or cast) parameters, and gradients before they are reduced.
 
     The root unit stays gathered from its forward to its backward pass. Of the blocks, two are gathered at once (one
     computes, the next is on its way), or all where they are not freed after the forward pass. The head's gradient is
     summed in fp32 beside the loss and waits for the root's reduction at the very end.
     """
-    head = 4.0 * held.head
+    head = 4.0 * piece.head
     # A chunk's part of it, and on one rank the head cast to the compute dtype.
-    chunk = float(element * held.head)
+    chunk = float(element * piece.head)
     if recipe.layout.ranks == 1:
-        casts = float(element * held.layers * held.matrices) if element == 2 else 0.0
+        casts = float(element * len(piece.layers) * piece.matrices) if element == 2 else 0.0
         now = chunk if element == 2 else 0.0
         return _Moments(loss=casts + head + chunk + now, block=casts + head, end=0.0, buffers=0.0)
     exchange = ELEMENT_BYTES[recipe.exchange.dtype]
-    alive = min(2, held.layers) if recipe.layout.reshard_after_forward else held.layers
-    gathered = float(element * (held.root + alive * held.block))
+    alive = min(2, len(piece.layers)) if recipe.layout.reshard_after_forward else len(piece.layers)
+    gathered = float(element * (piece.root + alive * piece.block))
     loss = gathered + head + chunk
-    block = gathered + chunk + (element + exchange) * held.block
-    end = float(element * (2 * held.root + held.block) + exchange * (held.root + held.root_shard))
-    return _Moments(loss=loss, block=block, end=end, buffers=max(loss, block, end))
+    inside = gathered + chunk + (element + exchange) * piece.block
+    end = float(element * (2 * piece.root + piece.block) + exchange * (piece.root + piece.root_shard))
+    return _Moments(loss=loss, block=inside, end=end, buffers=max(loss, inside, end))
+
+
+def interval(software: str) -> tuple[float, float]:
+    """Factors that hold 80% of measured over predicted peaks, on model sizes that no constant has seen.
+
+    Software without public measurements gets the widest that was found.
+    """
+    found = memory_constants.INTERVAL
+    widest = (min(low for low, _ in found.values()), max(high for _, high in found.values()))
+    return found.get(software, widest)
 
 
 def capacity_bytes(cluster: Cluster, ranks: int) -> float:

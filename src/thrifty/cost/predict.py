@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from thrifty.cost import constants, energy, flops
 from thrifty.cost.compute import rank_of
-from thrifty.cost.memory import Memory
+from thrifty.cost.memory import Memory, interval
 from thrifty.cost.params import total_parameters
+from thrifty.cost.profiles import Profile, profile
 from thrifty.cost.run import Run, estimate, evaluation_batches, evaluations
 from thrifty.cost.traffic import LINKS, collectives, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
@@ -29,13 +30,13 @@ _PART_SOURCES = {
     "other": "1 / goodput - 1 of the rest",
 }
 _MEMORY_SOURCES = {
-    "parameters": "fp32 shard of the fullest rank",
-    "gradients": "fp32 shard of the fullest rank",
-    "optimizer": "AdamW: 8 bytes an element and 4 a tensor",
-    "activations": "tensors kept for the backward pass",
-    "logits": "one chunk of the loss",
-    "communication": "gathered units and reduction buffers",
-    "runtime": "accelerator.runtime_memory",
+    "parameters": "what the fullest rank holds of its stage",
+    "gradients": "what the fullest rank holds of its stage",
+    "optimizer": "AdamW: two moments, fp32 masters of 16-bit parameters, 4 bytes a tensor",
+    "activations": "tensors kept for the backward pass, x microbatches in flight",
+    "logits": "all copies at the loss; this trainer: of one chunk",
+    "communication": "gathered parameters, gradients on their way, buffers",
+    "runtime": "accelerator.runtime_memory, and libraries' workspaces",
 }
 
 
@@ -54,12 +55,13 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
     model_flops = flops.model_flops_per_token(job.model, job.sequence_length) * tokens
     in_steps = run.steps * run.step.total
     peak = rank_of(cluster, recipe).peak_flops * recipe.layout.ranks
-    time, rate = _proportional(cluster.accelerator.kind), _inverse(cluster.accelerator.kind)
+    how = profile(recipe.software, cluster)
+    time, rate = _proportional(how), _inverse(how)
     joules = energy.energy_joules(cluster, run.seconds)
     return Bill(
         maker="predicted",
         seconds=time(run.seconds, "s", "sum of the parts"),
-        step_seconds=time(run.step.total, "s", "roofline and alpha-beta"),
+        step_seconds=time(run.step.total, "s", f"roofline and alpha-beta, profile {how.name}"),
         seconds_by_part={name: _part(name, seconds, time) for name, seconds in run.parts.items()},
         steps=modelled(run.steps, "1", "tokens over tokens a step" if job.steps is None else "given"),
         tokens=modelled(tokens, "token", "steps x sequences x sequence length"),
@@ -67,8 +69,9 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
         model_flops=modelled(model_flops, "FLOP", "6 x matrix parameters + 6 x layers x width x sequence, a token"),
         hardware_flops=_hardware_flops(job, recipe, run, tokens),
         mfu=rate(model_flops / (in_steps * peak), "1", f"model FLOPs over {recipe.precision} peak of the ranks"),
-        memory=_memory(run.memory),
-        peak_memory=_peak(run.memory),
+        memory=_memory(run.memory, recipe.software),
+        peak_memory=_total(run.memory, run.memory.peak, "largest of the moments of a step", recipe.software),
+        reserved_memory=_total(run.memory, run.memory.reserved, "peak x what the allocator keeps", recipe.software),
         link_bytes=_link_bytes(job, cluster, recipe, run),
         energy=time(joules, "J", "idle + (TDP - idle) x utilisation + host, x PUE, every device"),
         usd=time(run.usd, "usd", "devices x hours x price"),
@@ -77,9 +80,9 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
     )
 
 
-def _proportional(kind: str) -> Callable[[float, str, str], Figure]:
-    """Makes figures that are proportional to time, with time's interval."""
-    below, above = constants.TIME_INTERVAL[kind]
+def _proportional(how: Profile) -> Callable[[float, str, str], Figure]:
+    """Makes figures that are proportional to time, with the profile's 80% interval."""
+    below, above = how.low, how.high
     return lambda value, unit, source: modelled(value, unit, source, low=value * below, high=value * above)
 
 
@@ -92,9 +95,9 @@ def _part(name: str, seconds: float, time: Callable[[float, str, str], Figure]) 
     return figure.model_copy(update={"low": seconds * below, "high": seconds * above})
 
 
-def _inverse(kind: str) -> Callable[[float, str, str], Figure]:
+def _inverse(how: Profile) -> Callable[[float, str, str], Figure]:
     """Makes figures that are inverse to time."""
-    below, above = constants.TIME_INTERVAL[kind]
+    below, above = how.low, how.high
     return lambda value, unit, source: modelled(value, unit, source, low=value / above, high=value / below)
 
 
@@ -106,20 +109,23 @@ def _hardware_flops(job: Job, recipe: Recipe, run: Run, tokens: int) -> Figure:
     return modelled(executed, "FLOP", "model FLOPs, recomputed forward passes and evaluations")
 
 
-def _memory(used: Memory) -> dict[str, Figure]:
-    below, above = constants.ACTIVATION_INTERVAL
+def _memory(used: Memory, software: str) -> dict[str, Figure]:
     figures = {name: modelled(value, "byte", _MEMORY_SOURCES[name]) for name, value in used.terms().items()}
+    below, above = constants.ACTIVATION_INTERVAL if software == "thrifty" else interval(software)
     for name in ("activations", "logits"):
         value = figures[name].value
         figures[name] = figures[name].model_copy(update={"low": value * below, "high": value * above})
     return figures
 
 
-def _peak(used: Memory) -> Figure:
+def _total(used: Memory, value: float, source: str, software: str) -> Figure:
+    """A total with its interval: of this trainer what is counted is sure, but for activations and logits."""
+    if software != "thrifty":
+        below, above = interval(software)
+        return modelled(value, "byte", source, low=value * below, high=value * above)
     below, above = constants.ACTIVATION_INTERVAL
     uncertain = used.activations + used.logits
-    low, high = used.peak - (1 - below) * uncertain, used.peak + (above - 1) * uncertain
-    return modelled(used.peak, "byte", "largest of the moments of a step", low=low, high=high)
+    return modelled(value, "byte", source, low=value - (1 - below) * uncertain, high=value + (above - 1) * uncertain)
 
 
 def _link_bytes(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> dict[str, Figure]:

@@ -7,10 +7,12 @@ measurements by `benchmarks/fit_profiles.py`, which writes `fitted.py`; this tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from thrifty.cost import fitted
-from thrifty.spec.cluster import Accelerator
+from thrifty.spec.cluster import Cluster
+from thrifty.spec.profile import CONSTANTS, CalibratedProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,9 @@ class Profile:
     Attributes:
         name: as a plan prints it.
         source: where the constants come from.
+        date: of a calibration on this hardware; empty for constants that ship with the program.
         gemm: of the rate that large products sustain on this device (`compute.rank_of`), what this software reaches.
+        gemm_half: times the dimensions at which a product reaches half its rate.
         fp8_tensor, fp8_row, fp8_block, fp4: the same for products in 8 bits by what shares a scale, and in 4 bits.
         cast_bytes: moved for each element of a low-precision product's operands, to scale and round them.
         fused_attention: one kernel that never writes the scores and skips what causality masks.
@@ -32,16 +36,23 @@ class Profile:
         node_bandwidth: of the links inside a node, what collectives get.
         network_bandwidth: of those between nodes and islands.
         gather_bandwidth: of what they get between nodes, the part that gathers of sharded parameters get.
+        latency: times a link's fixed time, what a collective takes at the least: ranks wait for each other.
+        reduce_scatter, all_reduce: on a CPU, times what a ring would take.
         data_exposed: share of the data-parallel traffic that is waited for though computation could hide it.
         balanced: pipeline stages are cut so that the head weighs too; else the last has it on top of equal layers.
         pipeline_seconds: that a stage loses each time it hands a microbatch on, beside the bytes.
+        update: times the bytes of the optimizer's update and their time.
         step_seconds: fixed part of a step.
+        startup_seconds: from the command to the first step; none = `constants.STARTUP_SECONDS`.
+        launch_seconds: on top where several ranks are started.
         low, high: ends of the 80% interval of a step's time, as factors.
     """
 
     name: str
     source: str
+    date: str = ""
     gemm: float = 1.0
+    gemm_half: float = 1.0
     fp8_tensor: float = 1.0
     fp8_row: float = 0.8
     fp8_block: float = 0.9
@@ -56,19 +67,34 @@ class Profile:
     node_bandwidth: float = 1.0
     network_bandwidth: float = 1.0
     gather_bandwidth: float = 1.0
+    latency: float = 1.0
+    reduce_scatter: float = 1.0
+    all_reduce: float = 1.0
     data_exposed: float = 0.0
     balanced: bool = False
     pipeline_seconds: float = 0.0
+    update: float = 1.0
     step_seconds: float = 0.0
+    startup_seconds: float | None = None
+    launch_seconds: float = 0.0
     low: float = 0.8
     high: float = 1.25
 
 
-def profile(software: str, chip: Accelerator) -> Profile:
-    """The profile that a recipe for this software is priced with on this accelerator."""
+def profile(software: str, cluster: Cluster) -> Profile:
+    """The profile that a recipe for this software is priced with on this cluster: what was calibrated, if anything."""
+    chip, own = cluster.accelerator, cluster.profile
     era = "cpu" if chip.kind == "cpu" else fitted.ERAS.get(software, {}).get(chip.name.split("-")[0], "")
     name = f"{software}-{era}" if era else software
-    return PROFILES.get(name) or PROFILES[software]
+    shipped = PROFILES.get(name) or PROFILES[software]
+    return calibrated(shipped, own) if own is not None and own.software == software else shipped
+
+
+@lru_cache(maxsize=64)
+def calibrated(shipped: Profile, own: CalibratedProfile) -> Profile:
+    """A profile with the constants that were measured in place of its own."""
+    measured = {name: value for name in CONSTANTS if (value := getattr(own, name)) is not None}
+    return replace(shipped, name=own.name, source=own.source, date=own.date, low=own.low, high=own.high, **measured)
 
 
 PROFILES = {name: Profile(name=name, **values) for name, values in fitted.PROFILES.items()}

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from thrifty.cost import constants, energy
 from thrifty.cost.memory import Memory, memory
 from thrifty.cost.params import counts
+from thrifty.cost.profiles import profile
 from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.spec.cluster import Cluster
+from thrifty.spec.figure import Figure
 from thrifty.spec.job import Job
 from thrifty.spec.plan import total_steps
 from thrifty.spec.recipe import Recipe
@@ -35,8 +37,11 @@ class Run:
     memory: Memory
 
 
-def estimate(job: Job, cluster: Cluster, recipe: Recipe) -> Run:
+def estimate(job: Job, cluster: Cluster, recipe: Recipe, used: Memory | None = None) -> Run:
     """Prices a recipe.
+
+    Args:
+        used: its memory, where the caller has asked for that already.
 
     Raises:
         ThriftyError: the accelerator has no rate for the recipe's precision.
@@ -44,9 +49,8 @@ def estimate(job: Job, cluster: Cluster, recipe: Recipe) -> Run:
     """
     steps = total_steps(job, recipe)
     step = step_seconds(job, cluster, recipe)
-    kind = cluster.accelerator.kind
     parts = {
-        "startup": constants.STARTUP_SECONDS[kind] + (constants.COMPILE_SECONDS[kind] if recipe.compile else 0.0),
+        "startup": startup_seconds(cluster, recipe),
         "compute": steps * step.compute,
         "communication": steps * step.communication,
         "optimizer": steps * step.optimizer,
@@ -57,7 +61,23 @@ def estimate(job: Job, cluster: Cluster, recipe: Recipe) -> Run:
     # Goodput is the share of wall time that is useful; the rest of it is lost to restarts, stragglers and hand-overs.
     parts["other"] = sum(parts.values()) * (1 / cluster.goodput.value - 1)
     seconds = sum(parts.values())
-    return Run(steps, step, parts, seconds, energy.price_usd(cluster, seconds), memory(job, cluster, recipe))
+    return Run(steps, step, parts, seconds, energy.price_usd(cluster, seconds), used or memory(job, cluster, recipe))
+
+
+def with_experiments(job: Job, figure: Figure) -> Figure:
+    """A cost of the run with that of the development runs that come on top: x (1 + job.experiments)."""
+    factor = 1 + job.experiments
+    low, high = (None if end is None else end * factor for end in (figure.low, figure.high))
+    source = f"{figure.source}; x {factor:g}: development runs on top"
+    return figure.model_copy(update={"value": figure.value * factor, "low": low, "high": high, "source": source})
+
+
+def startup_seconds(cluster: Cluster, recipe: Recipe) -> float:
+    """From the command to the first step: imports, process groups, compilation."""
+    how, kind = profile(recipe.software, cluster), cluster.accelerator.kind
+    starting = constants.STARTUP_SECONDS[kind] if how.startup_seconds is None else how.startup_seconds
+    launching = how.launch_seconds if recipe.layout.ranks > 1 else 0.0
+    return starting + launching + (constants.COMPILE_SECONDS[kind] if recipe.compile else 0.0)
 
 
 def evaluations(recipe: Recipe, steps: int) -> int:

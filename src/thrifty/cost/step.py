@@ -75,12 +75,12 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, gathered, rank)
     exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
-    held = sum(unit.elements * unit.number for unit in units(job.model, layout))
-    owned = sum(unit.shard * unit.number for unit in units(job.model, layout)) if layout.zero else held
+    held = sum(unit.elements * unit.number for unit in units(job.model, layout, recipe.software))
+    owned = sum(unit.shard * unit.number for unit in units(job.model, layout, recipe.software)) if layout.zero else held
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
     tensors = counts(job.model, layout.shard).tensors / layout.pipeline
     updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
-    optimizer = updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded)
+    optimizer = rank.profile.update * (updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded))
     host = constants.STEP_HOST_SECONDS[rank.kind] + rank.profile.step_seconds
     limits = {
         "matrix products": computed.products,
@@ -227,7 +227,7 @@ def _parameter_handling(job: Job, recipe: Recipe, rank: Rank) -> float:
         cast = 2 * 6 * held.in_matmuls if element == 2 else 0  # weights to bf16, their gradients back
         added = 12 * held.total if recipe.accumulation > 1 else 0
         return (cast + added) / rank.bandwidth
-    found = units(job.model, layout)
+    found = units(job.model, layout, recipe.software)
     size = sum(unit.elements * unit.number for unit in found)
     if layout.zero < 3 or layout.shard == 1:
         # 16-bit weights are there as the products read them; gradients are added up in place.
@@ -258,7 +258,7 @@ def _exposed(
         seconds[key] = max(seconds.get(key, 0.0), c.seconds)
     steering = constants.STEERING_MESSAGES * max(c.latency for c in ours)
     if rank.kind == "cpu":
-        times = {"reduce_scatter": constants.GLOO_REDUCE_SCATTER}
+        times = {"reduce_scatter": rank.profile.reduce_scatter, "all_reduce": rank.profile.all_reduce}
         return sum(c.seconds * times.get(c.kind, 1.0) * c.count for c in ours) + steering
     gather, again = (seconds.get(("all_gather", "block", phase), 0.0) for phase in ("forward", "backward"))
     reduce = seconds.get(("reduce_scatter", "block", "backward"), 0.0)

@@ -7,16 +7,18 @@ bytes over the slowest hop's bandwidth.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.params import counts
+from thrifty.cost.held import held, local_size, sharing_ranks
+from thrifty.cost.params import parameter_shapes
 from thrifty.cost.profiles import profile
 from thrifty.cost.stages import sends
-from thrifty.cost.work import linear_layers, split_of
+from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Exchange, Layout, Recipe
@@ -25,16 +27,19 @@ Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send
 Axis = Literal["tensor", "context", "expert", "shard", "pipeline", "island"]
 AXES: tuple[Axis, ...] = ("tensor", "context", "expert", "shard", "pipeline", "island")
 LINKS = ("intra_node", "inter_node", "inter_island")
+# Compute a block again by torch's checkpoint, which stops at the last tensor that the backward pass needs: the sum that
+# ends the block is not made again. Megatron-LM runs it to its end.
+STOPS_EARLY = ("thrifty", "torchtitan", "accelerate")
 
 
-@dataclass(frozen=True, slots=True)
-class Collective:
-    """One kind of collective of a step.
+class Collective(NamedTuple):
+    """One kind of collective of a step. A tuple, since a search makes some for every recipe and tuples are made fast.
 
     Attributes:
         unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping),
-            `tied` (the gradient of an embedding that two stages hold), or the activations of an axis: `attention`,
-            `mlp`, `experts`, `keys`, `stage`.
+            `whole` (gradients of what every tensor rank holds whole), `tied` (the gradient of an embedding that two
+            stages hold), or the activations of an axis: `stream` (the residual stream), `loss`, `experts`, `keys`,
+            `stage`.
         phase: `forward`, `backward`, or `step` for what happens once a step.
         axis: of the layout, whose ranks take part.
         group: how many they are.
@@ -53,7 +58,7 @@ class Collective:
     group: int
     payload_bytes: float
     sent_bytes: float
-    count: float
+    count: float  # type: ignore[assignment]  # in the place of tuple.count, which nobody calls
     link: str
     latency: float
     seconds: float
@@ -70,6 +75,8 @@ class Hop:
 
 def stride_and_size(layout: Layout, axis: Axis) -> tuple[int, int]:
     """Distance between neighbours of an axis's group in rank numbers, and its ranks; tensor is innermost."""
+    if axis == "shard":
+        return layout.tensor, layout.context * layout.shard  # ranks of one sequence share states like those of samples
     within = 1
     for name in ("tensor", "context", "shard", "pipeline", "island"):
         size: int = getattr(layout, name)
@@ -131,12 +138,15 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     """Every collective of one optimizer step, for one rank of the stage that sends most. Empty for one rank."""
     if recipe.layout.ranks == 1:
         return ()
-    rings = tuple((axis, hop(cluster, recipe.layout, axis)) for axis in AXES if getattr(recipe.layout, axis) > 1)
-    how = profile(recipe.software, cluster.accelerator)
+    how = profile(recipe.software, cluster)
+    axes = [axis for axis in AXES if stride_and_size(recipe.layout, axis)[1] > 1]
+    found = (hop(cluster, recipe.layout, axis) for axis in axes)
+    rings = tuple((a, Hop(h.link, h.bandwidth, h.latency * how.latency)) for a, h in zip(axes, found, strict=True))
     shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
-    asked = (recipe.layout, recipe.accumulation, recipe.precision, recipe.exchange, rings, shares)
-    moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.recompute, *asked)
-    return (*_data_parallel(job.model, *asked), *moved)
+    asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
+    way = (recipe.recompute, recipe.software in STOPS_EARLY)
+    moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
+    return (*_data_parallel(job.model, recipe.software, recipe.exchange, *asked), *moved)
 
 
 Rings = tuple[tuple[Axis, Hop], ...]
@@ -145,11 +155,11 @@ Shares = tuple[float, float, float]  # of a link's bandwidth: inside a node, bet
 
 @lru_cache(maxsize=8192)
 def _data_parallel(
-    shape: ModelShape, layout: Layout, accumulation: int, precision: str, exchange: Exchange, rings: Rings,
-    shares: Shares,
+    shape: ModelShape, software: str, exchange: Exchange, layout: Layout, accumulation: int, precision: str,
+    rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Gradients and parameters between the ranks that see different samples, context ranks included."""
-    ring, n = dict(rings), layout.shard
+    ring, n = dict(rings), sharing_ranks(layout, software)
     compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange.dtype]
     found: list[Collective] = []
 
@@ -161,7 +171,7 @@ def _data_parallel(
 
     # A stage of a pipeline keeps its parameters gathered, and its gradients whole, until its last backward pass.
     often = accumulation if layout.pipeline == 1 else 1
-    for unit in units(shape, layout):
+    for unit in units(shape, layout, software):
         each, size, shard = unit.number * often, unit.elements, unit.shard
         if n > 1 and layout.zero == 3:
             add("all_gather", unit.name, "forward", "shard", shard * compute, each)
@@ -187,7 +197,26 @@ def _data_parallel(
         found.append(collective("all_reduce", "norm", "step", "pipeline", 4, 1, path, layout.pipeline, shares[:2]))
     if n > 1:
         add("all_reduce", "norm", "step", "shard", 4, 1)
+    if layout.tensor > 1:
+        whole = _partial_elements(shape, layout)
+        for unit_name, payload in (("whole", 4.0 * whole), ("norm", 4.0)):
+            if payload:
+                ring_of, pair = ring["tensor"], shares[:2]
+                found.append(
+                    collective("all_reduce", unit_name, "step", "tensor", payload, 1, ring_of, layout.tensor, pair)
+                )
     return tuple(found)
+
+
+def _partial_elements(shape: ModelShape, layout: Layout) -> int:
+    """Gradients that tensor ranks must add up, on the fullest rank of a shard: of parameters that each holds whole but
+    uses on a part of the tokens (under sequence parallelism all such) or of the heads (norms of queries and keys)."""
+    found = 0
+    for name, size in parameter_shapes(shape):
+        whole = local_size(name, size, shape, layout.tensor, layout.expert) == size
+        if whole and (layout.sequence_parallel or name.endswith(("query_norm.weight", "key_norm.weight"))):
+            found += -(-size[0] // layout.shard) * math.prod(size[1:])
+    return found // layout.pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,32 +229,19 @@ class Unit:
     number: int
 
 
-@lru_cache(maxsize=4096)
-def units(shape: ModelShape, layout: Layout) -> tuple[Unit, ...]:
-    """Blocks and root of the fullest pipeline stage, as tensor and expert parallelism leave them to one rank."""
-    n, layers = layout.shard, -(-shape.layers // layout.pipeline)
-    if layout.tensor == layout.expert == 1 and shape.experts is None and shape.latent is None:
-        held = counts(shape, n)
-        return Unit("block", held.block, held.block_shard, layers), Unit("root", held.root, held.root_shard, 1)
-    split = split_of(layout)
-    dense = shape.layers if shape.experts is None else shape.experts.dense_layers
-    found = []
-    for sparse, number in (
-        (False, -(-dense // layout.pipeline)),
-        (True, -(-(shape.layers - dense) // layout.pipeline)),
-    ):
-        if number:
-            size = sum(m.outputs * m.inputs * m.times for m in linear_layers(shape, split, sparse)) + 2 * shape.hidden
-            found.append(Unit("block", size, size / n, number))
-    root = shape.vocab_size * shape.hidden / layout.tensor
-    root *= 1 if shape.tied_embeddings or layout.pipeline > 1 else 2
-    return (*found, Unit("root", root, root / n, 1))
+@lru_cache(maxsize=8192)
+def units(shape: ModelShape, layout: Layout, software: str) -> tuple[Unit, ...]:
+    """Blocks, on average, and root of the fullest pipeline stage, as tensor and expert ranks leave them to one rank."""
+    piece = max(held(shape, layout, software), key=lambda stage: stage.shard)
+    number = len(piece.layers)
+    block = Unit("block", (piece.whole - piece.root) / number, (piece.shard - piece.root_shard) / number, number)
+    return block, Unit("root", piece.root, piece.root_shard, 1)
 
 
 @lru_cache(maxsize=65536)
 def _activations(
-    shape: ModelShape, length: int, micro: int, recompute: str, layout: Layout, accumulation: int, precision: str,
-    exchange: Exchange, rings: Rings, shares: Shares,
+    shape: ModelShape, length: int, micro: int, recompute: str, stops_early: bool, layout: Layout, accumulation: int,
+    precision: str, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Activations and their gradients between the ranks that share a microbatch."""
     if layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
@@ -243,13 +259,22 @@ def _activations(
     again = 1 if recompute == "full" else 0
     if layout.tensor > 1:
         # Column- then row-split: one sum after attention and one after the MLP, each way. With sequence parallelism
-        # the same bytes as a gather before and a reduce-scatter after.
-        for phase, times in (("forward", 1 + again), ("backward", 1)):
-            if layout.sequence_parallel:
-                add("all_gather", "stream", phase, "tensor", stream / layout.tensor, 2 * layers * times)
-                add("reduce_scatter", "stream", phase, "tensor", stream, 2 * layers * times)
-            else:
-                add("all_reduce", "stream", phase, "tensor", stream, 2 * layers * times)
+        # the same bytes as a gather before and a reduce-scatter after. The embedding has but the sum after it, forward,
+        # and the head but the one before it, backward; the loss tells one maximum and one logit of each token, in fp32.
+        root = 1 / layout.pipeline
+        inner = 2 * layers
+        entered, left = again * inner, again * (layers if stops_early else inner)
+        chunks = math.ceil(tokens / chunk_rows(int(tokens), -(-shape.vocab_size // layout.tensor)))
+        if layout.sequence_parallel:
+            part = stream / layout.tensor
+            add("all_gather", "stream", "forward", "tensor", part, inner + root)
+            add("reduce_scatter", "stream", "forward", "tensor", stream, inner + root)
+            add("all_gather", "stream", "backward", "tensor", part, inner + root + entered)
+            add("reduce_scatter", "stream", "backward", "tensor", stream, inner + root + left)
+        else:
+            add("all_reduce", "stream", "forward", "tensor", stream, inner + root)
+            add("all_reduce", "stream", "backward", "tensor", stream, inner + root + left)
+        add("all_gather", "loss", "forward", "tensor", 2 * 4 * tokens / chunks, chunks * root)
     if layout.context > 1:
         width = shape.latent.kv_rank + shape.latent.rope_dim if shape.latent else 2 * shape.kv_heads * shape.head_dim
         keys = tokens * width / (1 if shape.latent else min(layout.tensor, shape.kv_heads)) * element
@@ -293,6 +318,6 @@ def evaluation_by_link(sent: tuple[Collective, ...], recipe: Recipe, batches: in
         elif one.axis == "shard":
             often = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1.0
         else:
-            often = batches / (2 if recipe.recompute == "full" and one.axis != "pipeline" else 1)
+            often = batches / (2 if recipe.recompute == "full" and one.axis in ("context", "expert") else 1)
         total[one.link] += one.sent_bytes * each * often
     return total

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from thrifty.model.attention import Attention, Cache, Context, LayerCache, make_context
 from thrifty.model.initialise import initialise
-from thrifty.model.layers import Embedding, Linear, gelu, norm, swiglu
-from thrifty.model.loss import linear_cross_entropy
+from thrifty.model.layers import Embedding, Linear, Positions, gelu_, norm, part_here, swiglu
+from thrifty.model.loss import VocabularyPart, linear_cross_entropy
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
 from thrifty.spec.trained import require_trained
@@ -31,7 +31,7 @@ class GeluMLP(nn.Module):
         self.down = Linear(shape.ffn, shape.hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, seq, hidden)
-        return self.down(gelu(self.up(x)))
+        return self.down(gelu_(self.up(x)))
 
 
 class SwigluMLP(nn.Module):
@@ -59,8 +59,8 @@ class Block(nn.Module):
         self.mlp = SwigluMLP(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:  # (batch, seq, hidden)
-        x = x + self.attention(self.attention_norm(x), context, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        x = self.attention(self.attention_norm(x), context, cache).add_(x)
+        return self.mlp(self.mlp_norm(x)).add_(x)
 
 
 class Transformer(nn.Module):
@@ -75,14 +75,19 @@ class Transformer(nn.Module):
     Args:
         precision: `bf16` keeps activations and does matrix products in bf16 and leaves the parameters as they are
             (fp32 master weights); `fp32` computes in the dtype of the parameters, so that `model.double()` is exact.
-        recompute: keep only each block's input, and compute the block again in the backward pass.
+        recompute: `full` keeps only each block's input and computes the block again in the backward pass; `selective`
+            computes again what lies between the projections of attention.
 
     Raises:
         ThriftyError: a shape that is priced but not trained, in the words of `spec.trained`.
     """
 
     def __init__(
-        self, shape: ModelShape, *, precision: Literal["fp32", "bf16"] = "fp32", recompute: bool = False
+        self,
+        shape: ModelShape,
+        *,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        recompute: Literal["none", "selective", "full"] = "none",
     ) -> None:
         super().__init__()
         require_trained(shape)
@@ -93,10 +98,13 @@ class Transformer(nn.Module):
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else None  # None: that of the parameters
         # A stage of a pipeline holds some of these alone: see `keep_stage`.
         self.embed: Embedding | None = Embedding(shape.vocab_size, shape.hidden)
-        self.positions = Embedding(shape.max_positions, shape.hidden) if shape.positions == "learned" else None
+        self.positions = Positions(shape.max_positions, shape.hidden) if shape.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm: nn.Module | None = norm(shape)
         self.head = None if shape.tied_embeddings else Linear(shape.hidden, shape.vocab_size, bias=False)
+        self.vocabulary: VocabularyPart | None = None  # set where the head is split over ranks
+        for block in self.blocks:
+            block.attention.recompute = recompute == "selective"
         if self.embed.weight.device.type != "meta":
             self.init_weights(0)
 
@@ -122,10 +130,11 @@ class Transformer(nn.Module):
         x = self.trunk(tokens, cache)
         if self.norm is None:
             return x
-        weight = self.embed.weight if self.head is None else self.head.weight
+        weight = part_here(self.embed.weight if self.head is None else self.head.weight)
         if targets is not None:
-            return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), twice=self.twice)
-        return F.linear(x, weight.to(x.dtype)) if self.head is None else self.head(x)
+            return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.vocabulary, twice=self.twice)
+        logits = F.linear(x, weight.to(x.dtype)) if self.head is None else self.head(x)
+        return logits if self.vocabulary is None else self.vocabulary.whole(logits)
 
     def trunk(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """The last hidden states after the final norm, (batch, seq, hidden): what the head reads."""
@@ -137,13 +146,15 @@ class Transformer(nn.Module):
             if start + seq > self.shape.max_positions:
                 what = f"{start + seq} tokens, but the model has learned {self.shape.max_positions} positions"
                 raise ThriftyError(what, hint="shorten the sequence, or train a model with more max_positions")
-            x = x + self.positions.weight[start : start + seq].to(x.dtype)
+            x = x + self.positions(start, seq).to(x.dtype)
         blocks = [(int(name), block) for name, block in self.blocks.named_children()]
         windows = {index: self.shape.window(index) for index, _ in blocks}
-        contexts = {w: make_context(self.shape, w, seq, start, x.dtype, x.device) for w in set(windows.values())}
+        contexts = {
+            w: make_context(self.shape, w, seq, start, x.dtype, x.device) for w in dict.fromkeys(windows.values())
+        }
         for index, block in blocks:
             context = contexts[windows[index]]
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute == "full" and torch.is_grad_enabled():
                 x = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, context, None if cache is None else cache.layers[index])

@@ -139,6 +139,9 @@ class TrafficCounter:
                 self.blocked_seconds += time.perf_counter() - begin
             return _TimedWork(work, self) if kwargs.get("async_op") and work is not None else work
 
+        # What `torch.compiler.disable` sets, without its import, which takes a second: a compiled block that traced the
+        # counter's state would be compiled anew whenever that changes.
+        counted._torchdynamo_disable = True  # type: ignore[attr-defined]
         return counted
 
     def _wrap_message(self, original: Any, kind: str | None) -> Any:

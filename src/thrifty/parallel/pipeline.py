@@ -42,7 +42,6 @@ _LISTED: dict[str, Any] = {
     "zero_bubble": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
 }
-SPLIT_BACKWARD = ("zero_bubble", "zbv")  # the gradients of inputs first, those of weights when there is time
 
 
 @dataclass(frozen=True)

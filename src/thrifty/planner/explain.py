@@ -8,13 +8,19 @@ from typing import Any
 
 from thrifty.cost.memory import capacity_bytes, usable_bytes
 from thrifty.cost.params import total_parameters
-from thrifty.cost.step import step_seconds
+from thrifty.cost.profiles import Profile, profile
+from thrifty.cost.run import with_experiments
+from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.laws import loss as loss_law
+from thrifty.planner import assumptions
 from thrifty.planner.reasons import show_layout
-from thrifty.planner.search import Search
+from thrifty.planner.search import NEAR, Search
 from thrifty.planner.space import Candidate
+from thrifty.spec import units
 from thrifty.spec.figure import Figure
 from thrifty.spec.plan import Plan
+
+MOST_DIFFERENCES, LEAST_DIFFERENCE = 3, 0.002  # parts named of a runner-up's step, and share of a step to be named
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,11 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Way:
-    """Another way to run the job, priced with the same evaluations and checkpoints."""
+    """Another way to run the job, priced with the same evaluations and checkpoints.
+
+    Attributes:
+        why: what it costs beside the plan, and which parts of a step and of the memory make the difference.
+    """
 
     layout: str
     precision: str
@@ -41,6 +51,7 @@ class Way:
     usd: float
     seconds: float
     peak_bytes: float
+    why: str
 
 
 @dataclass(frozen=True)
@@ -49,15 +60,19 @@ class Explanation:
 
     Attributes:
         capacity_bytes: memory of one rank's devices; a plan may fill `usable_bytes` of it.
+        profile: constants that it is priced with.
         limits: what a step waits for and its share of the step, largest first.
         no_loss: why there is no predicted loss; empty where there is one.
-        tried: recipes priced; `excluded` of them do not fit.
+        tried: recipes considered; `excluded` of them do not fit.
         kept: keys that the user gave.
+        excluded_by: of those tried, how many were not priced in full, by reason.
+        illegal: ways to divide the devices that cannot run, by reason.
     """
 
     plan: Plan
     capacity_bytes: float
     usable_bytes: float
+    profile: Profile
     limits: dict[str, float]
     assumptions: tuple[Assumption, ...]
     runners_up: tuple[Way, ...]
@@ -65,6 +80,15 @@ class Explanation:
     tried: int
     excluded: int
     kept: tuple[str, ...]
+    excluded_by: dict[str, int]
+    illegal: dict[str, int]
+
+    @property
+    def programme(self) -> dict[str, Figure]:
+        """Dollars, energy and CO2 of the run with its development runs; empty where the job names none."""
+        job, bill = self.plan.job, self.plan.predicted
+        costs = {"usd": bill.usd, "energy": bill.energy, "co2": bill.co2}
+        return {name: with_experiments(job, figure) for name, figure in costs.items()} if job.experiments else {}
 
     def as_json(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -72,12 +96,23 @@ class Explanation:
         return {
             "plan": self.plan.model_dump(mode="json"),
             **rest,
+            "programme": {name: figure.model_dump(mode="json") for name, figure in self.programme.items()},
+            "profile": profile_as_json(self.plan, self.profile),
             "assumptions": [asdict(one) for one in self.assumptions],
             "runners_up": [asdict(one) for one in self.runners_up],
             "tried": self.tried,
             "excluded": self.excluded,
             "kept": list(self.kept),
+            "excluded_by": self.excluded_by,
+            "illegal": self.illegal,
         }
+
+
+def profile_as_json(plan: Plan, how: Profile) -> dict[str, Any]:
+    """The constants, and for calibrated ones how many runs they were fitted to and how far off they are."""
+    own = plan.cluster.profile
+    fit = {"runs": own.runs, "error_before": own.error_before, "error": own.error} if own and how.date else {}
+    return asdict(how) | {"calibrated": bool(how.date)} | fit
 
 
 def explain(found: Search) -> Explanation:
@@ -90,50 +125,57 @@ def explain(found: Search) -> Explanation:
         plan=plan,
         capacity_bytes=capacity_bytes(plan.cluster, ranks),
         usable_bytes=usable_bytes(plan.cluster, ranks),
+        profile=profile(plan.recipe.software, plan.cluster),
         limits=dict(sorted(shares.items(), key=lambda item: -item[1])),
         assumptions=tuple(_assumptions(plan)),
-        runners_up=tuple(map(_way, found.runners_up)),
+        runners_up=tuple(_way(one, plan, step) for one in found.runners_up),
         no_loss=loss_law.why_not(plan.job, total_parameters(plan.job.model), plan.predicted.tokens.value),
         tried=found.tried,
         excluded=found.excluded,
         kept=found.kept,
+        excluded_by=found.excluded_by,
+        illegal=found.illegal,
     )
 
 
-def _way(candidate: Candidate) -> Way:
+def _way(candidate: Candidate, plan: Plan, step: StepSeconds) -> Way:
     recipe, run = candidate.recipe, candidate.run
     micro = recipe.batch.micro_sequences
     layout = show_layout(recipe.layout)
-    return Way(layout, recipe.precision, recipe.recompute, micro, run.usd, run.seconds, run.memory.peak)
+    why = _why_lost(candidate, plan, step)
+    return Way(layout, recipe.precision, recipe.recompute, micro, run.usd, run.seconds, run.memory.peak, why)
+
+
+def _why_lost(other: Candidate, plan: Plan, step: StepSeconds) -> str:
+    """What a runner-up costs beside the plan, and the parts of a step and of the memory that differ."""
+    more = other.run.usd / plan.predicted.usd.value - 1
+    room = other.run.memory.peak - plan.predicted.peak_memory.value
+    memory = f"{units.show(abs(room), 'byte')} {'more' if room > 0 else 'less'} memory"
+    parts = ", ".join(_differences(step, other.run.step))
+    if more < -NEAR:
+        head = f"costs {-more:.1%} less, under what it must save to depart from the plain way"
+    elif abs(more) <= NEAR:
+        head = f"costs the same within {NEAR:.0%}"
+    else:
+        head = f"costs {more:.1%} more"
+    return f"{head}{': ' + parts if parts else ''}; takes {memory}"
+
+
+def _differences(ours: StepSeconds, theirs: StepSeconds) -> Iterator[str]:
+    """What a step waits for longer or shorter than the plan's, the largest differences first."""
+    names = dict.fromkeys((*ours.limits, *theirs.limits))
+    seconds = {name: theirs.limits.get(name, 0.0) - ours.limits.get(name, 0.0) for name in names}
+    largest = sorted(seconds, key=lambda name: -abs(seconds[name]))
+    for name in largest[:MOST_DIFFERENCES]:
+        if abs(seconds[name]) > LEAST_DIFFERENCE * ours.total:
+            sign = "+" if seconds[name] > 0 else "-"
+            yield f"{name} {sign}{units.show(abs(seconds[name]), 's')} a step"
 
 
 def _assumptions(plan: Plan) -> Iterator[Assumption]:
     """Figures of the cluster that entered the bill, but for measured ones."""
-    for key, figure in _figures_used(plan):
+    for name, _, figure in assumptions.used(plan):
         if figure.provenance != "measured":
             yield Assumption(
-                key, str(figure), figure.value, figure.unit, figure.provenance, figure.date, figure.source
+                name, str(figure), figure.value, figure.unit, figure.provenance, figure.date, figure.source
             )  # fmt: skip
-
-
-def _figures_used(plan: Plan) -> Iterator[tuple[str, Figure]]:
-    cluster, precision = plan.cluster, plan.recipe.precision
-    chip = cluster.accelerator
-    for name in ("price", "goodput", "grid", "pue"):
-        yield name, getattr(cluster, name)
-    yield f"{precision} peak", chip.peak_flops[precision]
-    if precision in chip.achievable_flops:
-        yield f"{precision} best product", chip.achievable_flops[precision]
-    yield "memory bandwidth", chip.memory_bandwidth
-    yield "memory", chip.memory
-    for link, sent in plan.predicted.link_bytes.items():
-        if sent.value:
-            name = link.replace("_", "-")
-            yield f"{name} link", getattr(cluster, link).bandwidth
-            yield f"{name} latency", getattr(cluster, link).latency
-    yield "TDP", chip.tdp_watts
-    yield "idle", chip.idle_watts
-    yield "host", cluster.host_watts
-    yield "utilisation", cluster.utilisation
-    yield "op overhead", chip.op_overhead
-    yield "runtime memory", chip.runtime_memory

@@ -2,181 +2,293 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from thrifty.cost.memory import Memory, memory, usable_bytes
 from thrifty.cost.run import estimate
-from thrifty.planner.space import Candidate, Tree, at
-from thrifty.spec import units
+from thrifty.planner import other_software, space
+from thrifty.planner.measured import measured_saving, told_measured
+from thrifty.planner.pool import TOO_SLOW, Pool, price
+from thrifty.planner.space import LOCAL_STEPS, Candidate, Tree, at
+from thrifty.spec import legal, units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import Job
 from thrifty.spec.recipe import Layout, Recipe
+from thrifty.spec.software import RUNS
 
-# Levers that must earn their place, and the plain way without them.
-PLAIN: dict[str, str | bool] = {"precision": "fp32", "compile": False}
-_THRESHOLDS = {"precision": {"cpu": 0.02}, "compile": {"cpu": 0.10}}
-_THRESHOLD = {"precision": 0.02, "compile": 0.03}
+# Levers that must earn their place, each from the plainest value up.
+LADDERS: dict[str, tuple[Any, ...]] = {
+    "precision": ("fp32", "bf16", "fp8", "nvfp4"),
+    "optimizer.state_bits": (32, 16, 8, 4),
+    "exchange.bits": (None, 8),
+    "exchange.local_steps": (1, *LOCAL_STEPS),
+    "compile": (False, True),
+}
+_THRESHOLDS = {"compile": {"cpu": 0.10}}
+_THRESHOLD = {"compile": 0.03}
+NAMED_SAVING = 0.05  # of the step, that a closed lever must promise to be named
 
 
-def threshold(lever: str, cluster: Cluster) -> float:
-    """Share of time that a lever must save; more for compiling on a CPU, which needs a C++ compiler there."""
-    return _THRESHOLDS[lever].get(cluster.accelerator.kind, _THRESHOLD[lever])
+def threshold(key: str, cluster: Cluster) -> float:
+    """Share of time that a lever must save; more for compiling, most on a CPU, which needs a C++ compiler there."""
+    return _THRESHOLDS.get(key, {}).get(cluster.accelerator.kind, _THRESHOLD.get(key, 0.02))
 
 
-def saved(lever: str, on: Candidate, off: Candidate) -> float:
-    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up."""
-    if lever == "compile":
+def value_of(recipe: Recipe, key: str) -> Any:
+    """The value of a recipe at a dotted key."""
+    return functools.reduce(getattr, key.split("."), recipe)
+
+
+def saved(job: Job, cluster: Cluster, key: str, on: Candidate, off: Candidate) -> float:
+    """Share of the time that a lever saves: of the steps, or of the whole run for one that lengthens the start-up.
+
+    What was measured on the job's own shapes goes over the model.
+    """
+    measured = measured_saving(cluster, job, key, on, off)
+    if measured is not None:
+        return measured
+    if key == "compile":
         return 1 - on.run.seconds / off.run.seconds
     return 1 - on.run.step.total / off.run.step.total
 
 
-def levers(job: Job, cluster: Cluster, best: Candidate, candidates: Sequence[Candidate], given: Tree) -> list[str]:
+def levers(
+    job: Job, cluster: Cluster, best: Candidate, found: Pool, given: Tree, opened: Sequence[str] = ()
+) -> list[str]:  # fmt: skip
     """Why each lever that was left open stands where it stands."""
     said = []
+    ask = _Beside(job, cluster, best, found, given)
     if at(given, "layout.island") is None or at(given, "layout.shard") is None:
-        said.append(_layout(cluster, best, candidates))
+        said.append(_layout(ask))
     if given.get("precision") is None:
-        said.append(_gated("precision", cluster, best, candidates))
+        said.append(_gated("precision", ask, space.precisions(cluster, given)))
     if given.get("recompute") is None:
-        said.append(_recompute(cluster, best, candidates))
+        said.append(_recompute(ask) + told_measured(cluster, job, "recompute", "full"))
     if at(given, "batch.micro_sequences") is None:
-        said.append(_micro(cluster, best, candidates))
-    if given.get("compile") is None:
-        said.append(_gated("compile", cluster, best, candidates))
+        micro = best.recipe.batch.micro_sequences
+        said.append(_micro(ask) + told_measured(cluster, job, "micro_sequences", micro))
+    if given.get("compile") is None and RUNS[best.recipe.software].compile:
+        said.append(_gated("compile", ask, [False, True]))
     if at(given, "exchange.dtype") is None:
         said.append(_exchange(job, cluster, best))
-    return said
+    return said + _closed(ask, opened)
 
 
 def show_layout(layout: Layout) -> str:
-    """`8 islands x 8 shards, gathered once`."""
+    """`8 islands x 8 shards, gathered once`; `16 ranks under ZeRO-1 x 8 stages (interleaved 5) x 8 tensor`."""
     if layout.ranks == 1:
         return "one rank"
-    parts = [f"{layout.shard} shards"] if layout.shard > 1 else []
+    parts = []
     if layout.island > 1:
-        parts.insert(0, f"{layout.island} islands" if layout.shard > 1 else f"{layout.island} replicas")
-    again = "" if layout.shard == 1 else ", gathered twice" if layout.reshard_after_forward else ", gathered once"
-    return " x ".join(parts) + again
+        parts.append(f"{layout.island} islands" if layout.shard > 1 else f"{layout.island} replicas")
+    if layout.shard > 1:
+        held = {0: "replicas", 3: "shards"}.get(layout.zero, f"ranks under ZeRO-{layout.zero}")
+        parts.append(f"{layout.shard} {held}")
+    if layout.pipeline > 1:
+        chunks = f" {layout.interleave}" if layout.schedule == "interleaved" else ""
+        named = "" if layout.schedule == "1f1b" else f" ({layout.schedule.replace('_', ' ')}{chunks})"
+        parts.append(f"{layout.pipeline} stages{named}")
+    parts += [f"{size} {axis}" for axis in ("context", "tensor") if (size := getattr(layout, axis)) > 1]
+    again = (
+        ""
+        if layout.shard == 1 or layout.zero < 3
+        else f", gathered {'twice' if layout.reshard_after_forward else 'once'}"
+    )
+    return " x ".join(parts) + (f", experts over {layout.expert}" if layout.expert > 1 else "") + again
 
 
-def _cheapest(candidates: Sequence[Candidate], like: Callable[[Recipe], bool]) -> Candidate | None:
-    found = [c for c in candidates if c.fits and like(c.recipe)]
-    return min(found, key=lambda c: (c.run.usd, c.run.seconds)) if found else None
+class _Beside:
+    """What other recipes cost beside the chosen one: those that the search priced, and those near it that it left."""
+
+    def __init__(self, job: Job, cluster: Cluster, best: Candidate, found: Pool, given: Tree) -> None:
+        self.job, self.cluster, self.best, self.found, self.given = job, cluster, best, found, given
+
+    def with_value(self, key: str, value: Any) -> list[Candidate]:
+        """The chosen layout with another value of a lever, under every microbatch and recomputation that is open."""
+        recipe = _put(self.best.recipe, key, value)
+        micro = at(self.given, "batch.micro_sequences")
+        again = (value,) if key == "recompute" else space.recomputations(recipe, self.given)
+        micros = [micro] if micro else space.divisors(recipe.batch.sequences // recipe.layout.data_ranks)
+        batches = [recipe.batch.model_copy(update={"micro_sequences": size}) for size in micros]
+        near = [recipe.model_copy(update={"batch": b, "recompute": how}) for b in batches for how in again]
+        legal_ones = [
+            one
+            for one in near
+            if not (legal.by_batch(one.layout, one.accumulation, one.software) or legal.by_levers(one))
+        ]
+        return [price(self.job, self.cluster, one) for one in legal_ones]
+
+    def cheapest(self, key: str, value: Any, like: Callable[[Recipe], bool] = lambda _: True) -> Candidate | None:
+        """The cheapest with another value of a lever that fits."""
+        known = [c for c in self.found.fitting if value_of(c.recipe, key) == value]
+        fitting = [c for c in (*known, *self.with_value(key, value)) if c.fits and like(c.recipe)]
+        return min(fitting, key=lambda c: (c.run.usd, c.run.seconds)) if fitting else None
+
+    def too_large(self, key: str, value: Any) -> str:
+        """What the least demanding with another value would need, where none fits."""
+        least = min(self.with_value(key, value), key=lambda c: c.run.memory.peak, default=None)
+        if least is None:
+            return "does not go with this layout"
+        return _needs(self.cluster, least.recipe, least.run.memory)
+
+    def compared(self, other: Candidate) -> str:
+        """What another candidate's steps cost beside the chosen one's; compiled or not, what the whole run costs."""
+        whole = other.recipe.compile != self.best.recipe.compile
+        one, two = other.run, self.best.run
+        ratio = one.seconds / two.seconds if whole else one.step.total / two.step.total
+        if abs(ratio - 1) < 0.01:
+            return "costs the same within 1%"
+        return f"costs {ratio - 1:+.0%}" if ratio < 2 else f"costs {ratio:.1f} times as much"
 
 
-def _compared(other: Candidate, best: Candidate) -> str:
-    """What another candidate's steps cost beside the chosen one's; compiled or not, what the whole run costs."""
-    whole = other.recipe.compile != best.recipe.compile
-    ratio = other.run.seconds / best.run.seconds if whole else other.run.step.total / best.run.step.total
-    if abs(ratio - 1) < 0.01:
-        return "costs the same within 1%"
-    return f"costs {ratio - 1:+.0%}" if ratio < 2 else f"costs {ratio:.1f} times as much"
+def _put(recipe: Recipe, key: str, value: Any) -> Recipe:
+    head, _, rest = key.partition(".")
+    return recipe.model_copy(update={head: getattr(recipe, head).model_copy(update={rest: value}) if rest else value})
 
 
-def _too_large(cluster: Cluster, candidates: Sequence[Candidate], like: Callable[[Recipe], bool]) -> str:
-    """What the smallest candidate of a kind would need, where none of that kind fits."""
-    found = [c for c in candidates if like(c.recipe)]
-    least = min(found, key=lambda c: c.run.memory.peak)
-    usable = usable_bytes(cluster, least.recipe.layout.ranks)
-    return f"needs {units.show(least.run.memory.peak, 'byte')} of {units.show(usable, 'byte')}"
+def _needs(cluster: Cluster, recipe: Recipe, used: Memory) -> str:
+    usable = usable_bytes(cluster, recipe.layout.ranks)
+    return f"needs {units.show(used.peak, 'byte')} of {units.show(usable, 'byte')}"
 
 
-def _layout(cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
-    recipe = best.recipe
+def _layout(ask: _Beside) -> str:
+    recipe, found = ask.best.recipe, ask.found
     head = f"layout {show_layout(recipe.layout)}"
-    rest = {c.recipe.layout for c in candidates} - {recipe.layout}
-    if not rest:
+
+    def way(layout: Layout) -> Layout:
+        return layout.model_copy(update={"tensor_overlap": False})
+
+    rest = [c for c in found.fitting if way(c.recipe.layout) != way(recipe.layout)]
+    alike = [c for c in rest if (c.recipe.precision, c.recipe.compile) == (recipe.precision, recipe.compile)]
+    if alike:
+        other = min(alike, key=lambda c: (c.run.usd, c.run.seconds))
+        return f"{head}: next best is {show_layout(other.recipe.layout)}, which {ask.compared(other)}"
+    if rest or found.excluded[TOO_SLOW]:
+        return f"{head}: no other that fits comes near"
+    if found.least is None or way(found.least[0].layout) == way(recipe.layout):
         return f"{head}: the only one"
-
-    def comparable(other: Recipe) -> bool:
-        return (other.precision, other.compile) == (recipe.precision, recipe.compile)
-
-    other = _cheapest(candidates, lambda r: r.layout != recipe.layout and comparable(r))
-    if other is None:
-        least = _too_large(cluster, candidates, lambda r: r.layout != recipe.layout)
-        return f"{head}: no other fits (the next {least})"
-    return f"{head}: next best is {show_layout(other.recipe.layout)}, which {_compared(other, best)}"
+    return f"{head}: no other fits (the next {_needs(ask.cluster, *found.least)})"
 
 
-def _gated(lever: str, cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
+def _gated(key: str, ask: _Beside, values: Sequence[Any]) -> str:
     """A lever that must save more than its threshold."""
-    chosen, plain = getattr(best.recipe, lever), PLAIN[lever]
+    chosen = value_of(ask.best.recipe, key)
 
     def name(value: object) -> str:
         return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
-    others = {getattr(c.recipe, lever) for c in candidates} - {chosen}
-    head = f"{lever} {name(chosen)}"
+    head, others = f"{key} {name(chosen)}", [value for value in values if value != chosen]
     if not others:
-        return f"{head}: the only one that {cluster.accelerator.name} has a rate for"
-    value = others.pop()
-    other = _cheapest(candidates, lambda r: getattr(r, lever) == value)
+        return f"{head}: the only one that {ask.cluster.accelerator.name} has a rate for"
+    value = others[-1]
+    other = ask.cheapest(key, value)
     if other is None:
-        return f"{head}: {name(value)} {_too_large(cluster, candidates, lambda r: getattr(r, lever) == value)}"
-    if chosen != plain:
-        return f"{head}: {name(value)} {_compared(other, best)}"
-    gain = saved(lever, other, best)
-    if gain <= 0:
-        return f"{head}: {name(value)} {_compared(other, best)}"
-    return f"{head}: {name(value)} would save {gain:.1%}, under the {threshold(lever, cluster):.0%} that it must"
+        return f"{head}: {name(value)} {ask.too_large(key, value)}"
+    # Beside the cheapest with the chosen value: the chosen one may cost a little more, to need less memory.
+    gain = saved(ask.job, ask.cluster, key, other, ask.cheapest(key, chosen) or ask.best)
+    climbs = LADDERS[key].index(value) > LADDERS[key].index(chosen)
+    here = told_measured(ask.cluster, ask.job, key, value if climbs else chosen)
+    if gain <= 0 or not climbs:
+        worse = "is no faster" if here and climbs else ask.compared(other)
+        return f"{head}: {name(value)} {worse}{here}"
+    least = threshold(key, ask.cluster)
+    return f"{head}: {name(value)} would save {gain:.1%}, under the {least:.0%} that it must{here}"
 
 
-def _recompute(cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
-    chosen = best.recipe.recompute
+def _recompute(ask: _Beside) -> str:
+    chosen = ask.best.recipe.recompute
     value = "full" if chosen == "none" else "none"
-    other = _cheapest(candidates, lambda r: r.recompute == value and r.compile == best.recipe.compile)
+    other = ask.cheapest("recompute", value, lambda r: r.compile == ask.best.recipe.compile)
     if other is not None:
-        return f"recompute {chosen}: {value} {_compared(other, best)}"
-    return f"recompute {chosen}: {value} {_too_large(cluster, candidates, lambda r: r.recompute == value)}"
+        return f"recompute {chosen}: {value} {ask.compared(other)}"
+    return f"recompute {chosen}: {value} {ask.too_large('recompute', value)}"
 
 
-def _micro(cluster: Cluster, best: Candidate, candidates: Sequence[Candidate]) -> str:
+def _micro(ask: _Beside) -> str:
     """The microbatch against the next smaller and the next larger one, all else equal."""
-    recipe, chosen = best.recipe, best.recipe.batch.micro_sequences
-    alike = {
-        c.recipe.batch.micro_sequences: c
-        for c in candidates
-        if (c.recipe.layout, c.recipe.precision, c.recipe.compile, c.recipe.recompute)
-        == (recipe.layout, recipe.precision, recipe.compile, recipe.recompute)
-    }
+    recipe, chosen = ask.best.recipe, ask.best.recipe.batch.micro_sequences
+    alike = {c.recipe.batch.micro_sequences: c for c in ask.with_value("recompute", recipe.recompute)}
     beside = [max((m for m in alike if m < chosen), default=None), min((m for m in alike if m > chosen), default=None)]
     told = []
     for micro in beside:
         if micro is not None:
             other = alike[micro]
             peak = units.show(other.run.memory.peak, "byte")
-            told.append(f"{micro} {_compared(other, best)}" if other.fits else f"{micro} needs {peak}, too much")
+            told.append(f"{micro} {ask.compared(other)}" if other.fits else f"{micro} needs {peak}, too much")
     accumulated = f" x {recipe.accumulation} accumulated" if recipe.accumulation > 1 else ""
     return f"micro_sequences {chosen}{accumulated}: {', '.join(told) or 'the only one that divides the batch'}"
 
 
 def _exchange(job: Job, cluster: Cluster, best: Candidate) -> str:
-    if best.recipe.layout.ranks == 1:
-        return "exchange none: one rank"
-    halved = best.recipe.model_copy(update={"exchange": best.recipe.exchange.model_copy(update={"dtype": "bf16"})})
+    if best.recipe.layout.data_ranks == 1:
+        return f"exchange none: one {'' if best.recipe.layout.ranks == 1 else 'data '}rank"
+    halved = _put(best.recipe, "exchange.dtype", "bf16")
     gain = 1 - estimate(job, cluster, halved).seconds / best.run.seconds
     return f"exchange fp32: bf16 would save {max(0.0, gain):.1%} and round gradients; --set recipe.exchange.dtype=bf16"
 
 
-def no_fit(job: Job, cluster: Cluster, candidates: Sequence[Candidate], given: Tree) -> ThriftyError:
+def _closed(ask: _Beside, opened: Sequence[str]) -> list[str]:
+    """What the levers that change the numbers would save, where that is much."""
+    recipe, told = ask.best.recipe, list[str]()
+    for name, (key, _) in space.OPTIONAL.items():
+        offers = space.beyond_plain(name, ask.cluster, recipe.software)
+        alone = name in ("compression", "localsteps") and recipe.layout.island == 1
+        if name in opened or alone or not offers or at(ask.given, key) is not None:
+            continue
+        others = [c for value in offers if (c := ask.cheapest(key, value)) is not None]
+        if others:
+            least = min(others, key=lambda c: c.run.step.total)
+            gain = saved(ask.job, ask.cluster, key, least, ask.best)
+            if gain > NAMED_SAVING:
+                told.append(f"{name} ({key} {value_of(least.recipe, key)}) would save {gain:.0%}")
+    if not told:
+        return []
+    return [f"levers that change the numbers stay closed (--levers): of a step, {', '.join(told)}"]
+
+
+def nothing(job: Job, cluster: Cluster, base: Recipe, found: Pool, given: Tree) -> ThriftyError:
+    """Why a search has nothing to choose from."""
+    if found.least is not None:
+        return _no_fit(job, cluster, base, found, given)
+    if found.refused is not None:
+        return ThriftyError(found.refused.what, where=found.refused.key, hint=found.refused.hint)
+    return _nothing_divides(job, cluster, base, given)
+
+
+def _nothing_divides(job: Job, cluster: Cluster, base: Recipe, given: Tree) -> ThriftyError:
+    sequences, micro = base.batch.sequences, at(given, "batch.micro_sequences") or 1
+    ranks = sorted({layout.data_ranks for layout in space.layouts(job, cluster, given)})
+    together = ranks[0] * micro
+    lower = sequences // together * together
+    return ThriftyError(
+        f"batch.sequences {sequences} cannot be shared equally by {' or '.join(map(str, ranks[:4]))} ranks"
+        + (f" in microbatches of {micro}" if micro > 1 else ""),
+        where="recipe.batch.sequences",
+        hint=f"use {lower} or {lower + together}" if lower else f"use {together} or a multiple of it",
+    )
+
+
+def _no_fit(job: Job, cluster: Cluster, base: Recipe, found: Pool, given: Tree) -> ThriftyError:
     """What the least demanding recipe needs, by term, and what would mend it."""
-    least = min(candidates, key=lambda c: c.run.memory.peak)
-    used, ranks = least.run.memory, least.recipe.layout.ranks
+    assert found.least is not None
+    recipe, used = found.least
+    ranks = recipe.layout.ranks
     usable = units.show(usable_bytes(cluster, ranks), "byte")
     terms = sorted(used.terms().items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name} {units.show(value, 'byte')}" for name, value in terms if value > 0.01 * used.peak)
     return ThriftyError(
-        f"{job.name} does not fit {cluster.name}: the least demanding of {len(candidates):,} recipes needs "
+        f"{job.name} does not fit {cluster.name}: the least demanding of {found.tried:,} recipes needs "
         f"{units.show(used.peak, 'byte')} of {usable} a rank ({largest})",
         where="memory",
-        hint="; ".join(_ways_out(job, cluster, least, given)),
+        hint="; ".join(_ways_out(job, cluster, base, recipe, given)),
     )
 
 
-def _ways_out(job: Job, cluster: Cluster, least: Candidate, given: Tree) -> list[str]:
+def _ways_out(job: Job, cluster: Cluster, base: Recipe, recipe: Recipe, given: Tree) -> list[str]:
     ways = []
-    recipe = least.recipe
     for key, value in (("recompute", "full"), ("precision", "bf16")):
         if given.get(key) not in (None, value):
             ways.append(f"leave recipe.{key} to the plan ({value} needs less)")
@@ -193,7 +305,7 @@ def _ways_out(job: Job, cluster: Cluster, least: Candidate, given: Tree) -> list
             f"{units.show(rest.communication, 'byte')} of gathered parameters stay; shorten job.sequence_length, or "
             f"use devices with more memory"
         )
-    return ways
+    return ways + other_software.that_fits(job, cluster, base, given)
 
 
 def _enough_devices(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[int | None, Memory]:
@@ -205,8 +317,8 @@ def _enough_devices(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[int | N
     while True:
         factor *= 2
         larger = cluster.model_copy(update={"nodes": cluster.nodes * factor})
-        layout = Layout(shard=recipe.layout.ranks * factor)
-        batch = recipe.batch.model_copy(update={"sequences": layout.ranks, "micro_sequences": 1})
+        layout = recipe.layout.model_copy(update={"island": 1, "shard": recipe.layout.data_ranks * factor})
+        batch = recipe.batch.model_copy(update={"sequences": layout.data_ranks, "micro_sequences": 1})
         used = memory(job, larger, recipe.model_copy(update={"layout": layout, "batch": batch}))
         fits = used.peak <= usable_bytes(larger, layout.ranks)
         if fits or factor == 1024:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from thrifty.planner.explain import Assumption, Explanation
 from thrifty.planner.reasons import show_layout
+from thrifty.planner.sizes import Size
 from thrifty.spec import units
 from thrifty.spec.bill import MEMORY_TERMS
 from thrifty.spec.figure import Figure
@@ -54,15 +55,15 @@ def _sections(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield from _headline(told, width)
     yield Text()
     yield from _memory(told, width)
-    yield Text()
     named = [f"{what} {share:.0%}" for what, share in told.limits.items() if share >= _LEAST_SHARE]
     yield wrapped("a step waits for: " + (", ".join(named) or "nothing that counts"), width)
+    yield wrapped(f"priced with {_profile(told)}", width)
     yield Text()
     yield Text("why", style="bold")
     yield from (wrapped(reason, width, "- ") for reason in told.plan.reasons)
     if told.runners_up:
         yield Text()
-        yield from _runners_up(told)
+        yield from _runners_up(told, width)
     yield Text()
     yield from _assumptions(told, width)
 
@@ -77,6 +78,9 @@ def _headline(told: Explanation, width: int) -> Iterator[Text]:
     plan, bill, recipe = told.plan, told.plan.predicted, told.plan.recipe
     yield Text(f"{plan.job.name} on {plan.cluster.name}: {bill.usd} and {bill.seconds}", style="bold")
     yield Text(f"{_interval(bill.usd)}, {_interval(bill.seconds)}; {bill.energy}, {bill.co2} CO2", style="dim")
+    if both := told.programme:
+        factor = 1 + plan.job.experiments
+        yield Text(f"with development x{factor:g}: {both['usd']}; {both['energy']}, {both['co2']} CO2", style="dim")
     loss = f"loss {bill.loss.value:.2f} ({bill.loss.low:.2f} to {bill.loss.high:.2f})" if bill.loss else told.no_loss
     rate = f"{units.show(bill.tokens_per_second.value, 'token')} tok/s, MFU {bill.mfu.value:.1%}"
     tokens = recipe.batch.sequences * plan.job.sequence_length
@@ -117,17 +121,45 @@ def _memory(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield wrapped("  ".join(legend), width, "  ")
 
 
-def _runners_up(told: Explanation) -> Iterator[RenderableType]:
-    priced = f"{told.tried:,} recipes priced, {told.excluded:,} of them too large"
-    yield Text(f"next best ({priced})", style="bold")
+def _runners_up(told: Explanation, width: int) -> Iterator[RenderableType]:
+    yield wrapped(f"next best of {_counts(told)}", width, style="bold")
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
     for way in told.runners_up:
         more = f"{way.seconds / told.plan.predicted.seconds.value - 1:+.1%}"
-        again = ", recompute" if way.recompute == "full" else ""
+        again = "" if way.recompute == "none" else f", recompute {way.recompute}"
         what = f"- {way.layout}, {way.precision}{again}, microbatch {way.micro_sequences}"
         money, memory = units.show(way.usd, "usd"), units.show(way.peak_bytes, "byte")
         table.add_row(what, money, units.show(way.seconds, "s"), more, memory)
     yield table
+
+
+def _counts(told: Explanation) -> str:
+    """How many recipes there were, and why most of them were left out."""
+    priced = told.tried - sum(told.excluded_by.values())
+    parts = [f"{told.tried:,} recipes: {priced:,} priced"]
+    parts += [f"{number:,} {reason}" for reason, number in told.excluded_by.items() if number]
+    illegal = [f"{number:,} {reason}" for reason, number in told.illegal.items()]
+    return ", ".join(parts) + (f"; of layouts left out, {', '.join(illegal)}" if illegal else "")
+
+
+def sizes_table(sizes: Sequence[Size], width: int = WIDTH) -> RenderableType:
+    """Money and time of every number of devices that nothing beats, and of the one chosen."""
+    table = Table(box=None, padding=(0, 1), show_header=True, pad_edge=False, header_style="", width=width)
+    for column in ("devices", "time", "money", "energy", "CO2", "layout"):
+        table.add_column(column, justify="left" if column == "layout" else "right", no_wrap=True)
+    for one in sizes:
+        if one.found is not None and (one.on_front or one.chosen):
+            bill, layout = one.found.plan.predicted, show_layout(one.found.plan.recipe.layout)
+            cells = (f"{one.devices:,}", str(bill.seconds), str(bill.usd), str(bill.energy), str(bill.co2), layout)
+            table.add_row(*cells, style="bold" if one.chosen else "")
+    beaten = sum(one.found is not None and not one.on_front for one in sizes)
+    lacking = [f"{one.devices:,}" for one in sizes if one.found is None]
+    notes = [f"{beaten} sizes that cost more and take longer than another"] if beaten else []
+    notes += [f"nothing fits {', '.join(lacking)}"] if lacking else []
+    chosen = next(one.devices for one in sizes if one.chosen)
+    more = f"; not shown: {', '.join(notes)}" if notes else ""
+    head = Text("devices that nothing beats in both money and time", style="bold")
+    return Group(head, table, wrapped(f"the plan is for {chosen:,} devices{more}", width))
 
 
 def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
@@ -137,6 +169,14 @@ def _assumptions(told: Explanation, width: int) -> Iterator[RenderableType]:
         named = [_named(one) for one in told.assumptions if one.provenance == provenance]
         if named:
             yield wrapped(f"{provenance}: {', '.join(named)}", width, "- ")
+
+
+def _profile(told: Explanation) -> str:
+    """Name, origin, date and residual of the constants."""
+    how, own = told.profile, told.plan.cluster.profile
+    fit = f"; {own.runs} runs, median error {own.error:.0%}" if own is not None and how.date else ""
+    dated = f", {how.date}" if how.date else ""
+    return f"profile {how.name}: {how.source}{dated}{fit}; 80% interval {how.low:.2f} to {how.high:.2f}"
 
 
 def _named(one: Assumption) -> str:

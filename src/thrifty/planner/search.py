@@ -1,36 +1,35 @@
-"""plan(job, cluster, recipe) -> Plan: prices every recipe that the user left open and takes the cheapest that fits.
+"""plan(job, cluster, recipe) -> Plan: searches the recipes that the user left open and takes the cheapest that fits.
 
-Cheapest in money, then in time; of those within 1% of it, the one that needs least memory, since predictions are not
-that fine. A lever that departs from the plain way (bf16, torch.compile) must save more than its threshold. Nothing is
-searched for accuracy: what changes the numbers (batch, learning rate) follows published laws and is said to.
+Cheapest by the objective, then in time; of those within 1% of it, the one that needs least memory, since predictions
+are not that fine. A lever that departs from the plain way (bf16, torch.compile) must save more than its threshold.
+Nothing is searched for accuracy: what changes the numbers (batch, learning rate) follows published laws and is said to.
 """
 
 from __future__ import annotations
 
 import datetime
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import thrifty
-from thrifty.cost.memory import usable_bytes
-from thrifty.cost.params import total_parameters
 from thrifty.cost.predict import predict
-from thrifty.cost.run import estimate
-from thrifty.laws import loss as loss_law
-from thrifty.planner import defaults, reasons, space
-from thrifty.planner.space import Candidate, Tree, at, put
-from thrifty.spec import units
+from thrifty.planner import defaults, other_software, pool, reasons, space
+from thrifty.planner.aim import Aim, Objective, Price, cheapest, price_of, resized, unmet
+from thrifty.planner.pool import Pool, price
+from thrifty.planner.space import Candidate, Tree, at
+from thrifty.spec.bill import Bill
 from thrifty.spec.cluster import Cluster
-from thrifty.spec.errors import ThriftyError
+from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.job import Job
-from thrifty.spec.load import Settings, build, from_dict, leaves
-from thrifty.spec.plan import Plan, fingerprint, total_steps
+from thrifty.spec.load import Settings, from_dict, leaves
+from thrifty.spec.plan import Plan, fingerprint
 from thrifty.spec.recipe import Recipe
+from thrifty.spec.software import RUNS
 
 NEAR = 0.01  # candidates within this share of the cheapest count as equally cheap
 RUNNERS_UP = 3
 NAMED = 6  # keys that the user gave, before the rest is only counted
+ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,11 @@ class Search:
 
     Attributes:
         runners_up: the next cheapest ways, one candidate for each layout, precision and recomputation.
-        tried: recipes priced.
+        tried: recipes considered: priced, too large, or ruled out by a bound.
         excluded: of them, those that do not fit.
         kept: keys that the user gave.
+        excluded_by: of those tried, how many were not priced in full, by reason.
+        illegal: ways to divide the devices that cannot run, by reason.
     """
 
     plan: Plan
@@ -49,6 +50,13 @@ class Search:
     tried: int
     excluded: int
     kept: tuple[str, ...]
+    excluded_by: dict[str, int] = field(default_factory=dict)
+    illegal: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def price(self) -> Price:
+        """What the plan takes of everything that can be an objective."""
+        return _price_of(self.plan.predicted)
 
 
 def plan(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) -> Plan:
@@ -56,125 +64,160 @@ def plan(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) ->
     return search(job, cluster, recipe).plan
 
 
-def search(job: Job, cluster: Cluster, recipe: Settings | Recipe | None = None) -> Search:
-    """Prices the recipes that the user left open.
+def search(
+    job: Job,
+    cluster: Cluster,
+    recipe: Settings | Recipe | None = None,
+    *,
+    software: str | None = None,
+    objective: Objective = "usd",
+    deadline_seconds: float | None = None,
+    budget_usd: float | None = None,
+    levers: Sequence[str] = (),
+) -> Search:
+    """Searches the recipes that the user left open.
 
     Args:
         recipe: keys to keep, as in `Recipe`; what is not there is chosen. A whole Recipe is only priced.
+        software: `any` plans for each and takes the best; none = the recipe's, or this project's trainer.
+        objective: `usd`, `time`, `energy` or `co2`.
+        deadline_seconds: the whole run may take no longer.
+        budget_usd: the whole run may cost no more.
+        levers: of `space.OPTIONAL`, which change the numbers: proposed where named.
 
     Raises:
-        ThriftyError: nothing fits, a given key contradicts the cluster or the job, or a target loss is out of reach.
+        ThriftyError: nothing fits, nothing stays within the limits, a given key contradicts the cluster, the software
+            or the job, or a target loss is out of reach.
     """
+    aim = Aim(objective, deadline_seconds, budget_usd)
     settings = recipe if isinstance(recipe, Settings) else from_dict(recipe.model_dump() if recipe else {}, "recipe")
+    if software not in (None, ANY):
+        settings = settings.put("software", software, "--software")
+    named = at(settings.tree, "software")
+    if named is not None and named not in RUNS:
+        raise ThriftyError(f"unknown software {named!r}", where="recipe.software", hint=did_you_mean(str(named), RUNS))
+    kept = () if isinstance(recipe, Recipe) else tuple(key for key, _ in leaves(settings.tree))
+    if software != ANY:
+        made, best = _search(job, cluster, settings, aim, levers, kept)
+        if named is None:
+            line = other_software.cheaper(made.plan.job, cluster, settings.tree, best, levers)
+            made = _with_reason(made, line)
+        return made
+    found, refused = dict[str, Search](), dict[str, ThriftyError]()
+    for name in RUNS:
+        try:
+            found[name], _ = _search(job, cluster, settings.put("software", name, ANY), aim, levers, kept)
+        except ThriftyError as error:
+            refused[name] = error
+    if not found:
+        raise next(iter(refused.values()))
+    made = min(found.values(), key=lambda one: aim.rank(one.price))
+    return _with_reason(made, other_software.compared(made.plan, [one.plan for one in found.values()], refused))
+
+
+def _with_reason(made: Search, line: str) -> Search:
+    if not line:
+        return made
+    return replace(made, plan=made.plan.model_copy(update={"reasons": (*made.plan.reasons, line)}))
+
+
+def _search(
+    job: Job, cluster: Cluster, settings: Settings, aim: Aim, levers: Sequence[str], kept: tuple[str, ...]
+) -> tuple[Search, Candidate]:
+    """The plan for one software, and the candidate that it was made of."""
     given, said = settings.tree, list[str]()
-    job = _with_tokens(job, said)
-    space.layouts(cluster, given)  # a layout that the devices cannot have is told before the batch it would need
-    base = _base(job, cluster, settings, said)
-    candidates = [_price(job, cluster, candidate) for candidate in space.recipes(base, cluster, given)]
-    if not candidates:
-        raise _nothing_divides(base, cluster, given)
-    fitting = [candidate for candidate in candidates if candidate.fits]
-    if not fitting:
-        raise reasons.no_fit(job, cluster, candidates, given)
-    best = choose(cluster, fitting)
+    job = defaults.with_tokens(job, said)
+    space.layouts(job, cluster, given)  # a layout that the devices cannot have is told before the batch it would need
+    base = defaults.complete(job, cluster, settings, said)
+    found = pool.fill(job, cluster, base, given, levers)
+    if not found.fitting:
+        raise reasons.nothing(job, cluster, base, found, given)
+
+    def elsewhere(devices: int) -> Price | None:
+        other = resized(cluster, devices)
+        try:
+            return _search(job, other, settings, Aim(aim.objective), levers, kept)[0].price if other else None
+        except ThriftyError:
+            return None
+
+    best, chosen, bill, intervals = _within(job, cluster, found, given, aim, elsewhere)
     idle = cluster.devices - best.recipe.layout.ranks * cluster.devices_per_rank(best.recipe.layout.ranks)
     if idle > 0:
         said.append(f"{idle} of {cluster.devices} devices have nothing to do, and are paid for")
-    said += reasons.levers(job, cluster, best, candidates, given)
-    chosen = _intervals(job, cluster, best, given, said)
-    kept = tuple(key for key, _ in leaves(given))
-    if kept and not isinstance(recipe, Recipe):
+    said += [*reasons.levers(job, cluster, best, found, given, levers), *intervals]
+    if kept:
         more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
         said.append(f"kept as given: {', '.join(kept[:NAMED])}{more}")
     made = Plan(
         job=job,
         cluster=cluster,
         recipe=chosen,
-        predicted=predict(job, cluster, chosen),
+        predicted=bill,
         reasons=tuple(said),
         made_with=f"thrifty {thrifty.__version__}, {datetime.date.today().isoformat()}",
         hash=fingerprint(job, cluster, chosen),
     )
-    return Search(
-        made, _runners_up(job, cluster, chosen, best, fitting), len(candidates), len(candidates) - len(fitting), kept
-    )
+    others = _runners_up(job, cluster, chosen, best, found.fitting)
+    counts = dict(found.excluded.most_common()), dict(found.illegal.most_common())
+    return Search(made, others, found.tried, found.excluded[pool.TOO_LARGE], kept, *counts), best
 
 
-def _with_tokens(job: Job, said: list[str]) -> Job:
-    """The job with tokens filled in where only a target loss says how long to train."""
-    parameters = total_parameters(job.model)
-    if job.tokens is None and job.steps is None and job.target_loss is not None:
-        why_not = loss_law.why_not(job, parameters)
-        if why_not:
-            hint = "say tokens or steps as well; training still stops early at the target"
-            raise ThriftyError(f"target_loss alone cannot be planned: {why_not}", where="job.target_loss", hint=hint)
-        tokens = math.ceil(loss_law.tokens_for_loss(parameters, job.target_loss))
-        said.append(f"tokens {units.show(tokens, 'token')}: the loss law reaches {job.target_loss:g} there")
-        return job.model_copy(update={"tokens": tokens})
-    if job.tokens is not None and not loss_law.why_not(job, parameters):
-        optimal = loss_law.compute_optimal_tokens(parameters)
-        said.append(
-            f"tokens {units.show(job.tokens, 'token')}: {job.tokens / parameters:.3g} per parameter; "
-            f"compute-optimal by the loss law is {optimal / parameters:.3g}"
-        )
-    return job
+def _within(
+    job: Job, cluster: Cluster, found: Pool, given: Tree, aim: Aim, elsewhere: Callable[[int], Price | None]
+) -> tuple[Candidate, Recipe, Bill, list[str]]:
+    """The candidate to plan: the best whose whole run, evaluations and checkpoints included, stays within the limits.
+
+    Also its recipe with how often it evaluates and saves, its bill, and the reasons for those.
+    """
+    fitting, nearest = found.fitting, None
+    while fitting:
+        best, said = choose(job, cluster, fitting, given, aim), list[str]()
+        chosen = defaults.intervals(job, cluster, best, given, said)
+        bill = predict(job, cluster, chosen)
+        taken = _price_of(bill)
+        if aim.allows(taken):
+            return best, chosen, bill, said
+        nearest = taken if nearest is None or taken.seconds < nearest.seconds else nearest
+        fitting = [c for c in fitting if c.run.seconds < min(best.run.seconds, nearest.seconds)]
+    assert nearest is not None  # there was at least one
+    raise unmet(aim, cluster, nearest, found.tried, elsewhere)
 
 
-def _base(job: Job, cluster: Cluster, settings: Settings, said: list[str]) -> Recipe:
-    """A complete recipe with the choices that rules make; the search varies the others."""
-    tree = settings.tree
-    if at(tree, "batch.sequences") is None:
-        chosen = defaults.batch_sequences(job, _ranks(cluster, tree), at(tree, "batch.micro_sequences") or 1)
-        tree = put(tree, "batch.sequences", int(chosen.value))
-        said.append(chosen.reason)
-    for key in ("evaluation.every_steps", "checkpoint.every_steps"):
-        if at(tree, key) is None:
-            tree = put(tree, key, 0)
-    if at(tree, "batch.micro_sequences") is None:
-        # The given layout is checked against the batch here; the search tries all that divide it.
-        tree = put(tree, "batch.micro_sequences", 1)
-    recipe = build(Recipe, Settings(tree, settings.origins), "")
-    if at(tree, "optimizer.lr") is None:
-        chosen = defaults.learning_rate(job, recipe.batch.sequences)
-        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": chosen.value})})
-        said.append(chosen.reason)
-    if at(tree, "schedule.warmup_steps") is None:
-        chosen = defaults.warmup_steps(total_steps(job, recipe))
-        schedule = recipe.schedule.model_copy(update={"warmup_steps": int(chosen.value)})
-        recipe = recipe.model_copy(update={"schedule": schedule})
-        said.append(chosen.reason)
-    return recipe
+def _price_of(bill: Bill) -> Price:
+    return Price(bill.usd.value, bill.seconds.value, bill.energy.value, bill.co2.value)
 
 
-def _ranks(cluster: Cluster, given: Tree) -> int | None:
-    """Ranks that share a batch, where that is settled before the search."""
-    island, shard = at(given, "layout.island"), at(given, "layout.shard")
-    if island and shard:
-        return int(island * shard)
-    return None if cluster.accelerator.kind == "cpu" else cluster.devices
-
-
-def _price(job: Job, cluster: Cluster, recipe: Recipe) -> Candidate:
-    run = estimate(job, cluster, recipe)
-    return Candidate(recipe, run, run.memory.peak <= usable_bytes(cluster, recipe.layout.ranks))
-
-
-def choose(cluster: Cluster, fitting: Sequence[Candidate]) -> Candidate:
-    """The cheapest candidate, with levers that must earn their place left off unless they do."""
-    pool = list(fitting)
-    for lever, plain in reasons.PLAIN.items():
-        off = [c for c in pool if getattr(c.recipe, lever) == plain]
-        on = [c for c in pool if getattr(c.recipe, lever) != plain]
-        if on and off:
-            saved = reasons.saved(lever, cheapest(on), cheapest(off))
-            pool = on if saved > reasons.threshold(lever, cluster) else off
-    least = cheapest(pool)
+def choose(job: Job, cluster: Cluster, fitting: Sequence[Candidate], given: Tree, aim: Aim | None = None) -> Candidate:
+    """The best candidate, with levers that must earn their place left off unless they do."""
+    left, aim = list(fitting), aim or Aim()
+    for key in reasons.LADDERS:
+        left = _climb(key, job, cluster, left, aim)
+    least = cheapest(aim, cluster, left)
+    value, slowest = aim.rank(price_of(cluster, least.run.usd, least.run.seconds))[0], _steps_seconds(least)
     near = [
         c
-        for c in pool
-        if c.run.usd <= least.run.usd * (1 + NEAR) and _steps_seconds(c) <= _steps_seconds(least) * (1 + NEAR)
+        for c in left
+        if aim.rank(price_of(cluster, c.run.usd, c.run.seconds))[0] <= value * (1 + NEAR)
+        and _steps_seconds(c) <= slowest * (1 + NEAR)
     ]
-    return min(near, key=lambda c: (c.run.memory.peak, c.run.seconds))
+    best = min(near, key=lambda c: (c.run.memory.peak, c.run.seconds))
+    if best.recipe.layout.tensor_overlap and at(given, "layout.tensor_overlap") is None:
+        layout = best.recipe.layout.model_copy(update={"tensor_overlap": False})
+        plain = price(job, cluster, best.recipe.model_copy(update={"layout": layout}))
+        if plain.fits and _steps_seconds(plain) <= slowest * (1 + NEAR):
+            return plain
+    return best
+
+
+def _climb(key: str, job: Job, cluster: Cluster, left: list[Candidate], aim: Aim) -> list[Candidate]:
+    """Those with the plainest value of a lever, or with the next that saves more than the lever's threshold."""
+    rungs = {value: [c for c in left if reasons.value_of(c.recipe, key) == value] for value in reasons.LADDERS[key]}
+    here, *higher = [found for found in rungs.values() if found] or [left]
+    for more in higher:
+        gain = reasons.saved(job, cluster, key, cheapest(aim, cluster, more), cheapest(aim, cluster, here))
+        if gain > reasons.threshold(key, cluster):
+            here = more
+    return here
 
 
 def _steps_seconds(candidate: Candidate) -> float:
@@ -182,59 +225,20 @@ def _steps_seconds(candidate: Candidate) -> float:
     return candidate.run.steps * candidate.run.step.total
 
 
-def cheapest(candidates: Sequence[Candidate]) -> Candidate:
-    """Least money, then least time."""
-    return min(candidates, key=lambda c: (c.run.usd, c.run.seconds))
-
-
-def _intervals(job: Job, cluster: Cluster, best: Candidate, given: Tree, said: list[str]) -> Recipe:
-    """How often to evaluate and to save, from the time of the chosen recipe's step."""
-    recipe = best.recipe
-    if at(given, "evaluation.every_steps") is None:
-        chosen = defaults.evaluation_interval(recipe, best.run)
-        evaluation = recipe.evaluation.model_copy(update={"every_steps": int(chosen.value)})
-        recipe = recipe.model_copy(update={"evaluation": evaluation})
-        said.append(chosen.reason)
-    if at(given, "checkpoint.every_steps") is None:
-        chosen = defaults.checkpoint_interval(job, cluster, recipe, best.run)
-        checkpoint = recipe.checkpoint.model_copy(update={"every_steps": int(chosen.value)})
-        recipe = recipe.model_copy(update={"checkpoint": checkpoint})
-        said.append(chosen.reason)
-    if at(given, "checkpoint.asynchronous") is None:
-        chosen = defaults.checkpoint_asynchronous(job, cluster, recipe, best.run)
-        checkpoint = recipe.checkpoint.model_copy(update={"asynchronous": bool(chosen.value)})
-        recipe = recipe.model_copy(update={"checkpoint": checkpoint})
-        said.extend([chosen.reason] if chosen.value else [])
-    return Recipe.model_validate(recipe.model_dump())
-
-
 def _runners_up(
     job: Job, cluster: Cluster, chosen: Recipe, best: Candidate, fitting: Sequence[Candidate]
 ) -> tuple[Candidate, ...]:
     """The cheapest candidate of each other way to run, cheapest first, evaluated and saved as often as the chosen."""
-    found = {_way(best): best}
+    found = {_way(best.recipe): best}
     for candidate in sorted(fitting, key=lambda c: (c.run.usd, c.run.seconds)):
-        found.setdefault(_way(candidate), candidate)
+        found.setdefault(_way(candidate.recipe), candidate)
         if len(found) > RUNNERS_UP:
             break
     alike = {"evaluation": chosen.evaluation, "checkpoint": chosen.checkpoint}
     others = [c.recipe.model_copy(update=alike) for c in found.values() if c is not best]
-    return tuple(sorted((_price(job, cluster, recipe) for recipe in others), key=lambda c: (c.run.usd, c.run.seconds)))
+    return tuple(sorted((price(job, cluster, recipe) for recipe in others), key=lambda c: (c.run.usd, c.run.seconds)))
 
 
-def _way(candidate: Candidate) -> tuple[object, ...]:
-    recipe = candidate.recipe
-    return recipe.layout, recipe.precision, recipe.recompute
-
-
-def _nothing_divides(base: Recipe, cluster: Cluster, given: Tree) -> ThriftyError:
-    sequences, micro = base.batch.sequences, at(given, "batch.micro_sequences") or 1
-    ranks = sorted({layout.data_ranks for layout in space.layouts(cluster, given)})
-    together = ranks[0] * micro
-    lower = sequences // together * together
-    return ThriftyError(
-        f"batch.sequences {sequences} cannot be shared equally by {' or '.join(map(str, ranks[:4]))} ranks"
-        + (f" in microbatches of {micro}" if micro > 1 else ""),
-        where="recipe.batch.sequences",
-        hint=f"use {lower} or {lower + together}" if lower else f"use {together} or a multiple of it",
-    )
+def _way(recipe: Recipe) -> tuple[object, ...]:
+    plain = recipe.layout.model_copy(update={"tensor_overlap": False})
+    return plain, recipe.precision, recipe.recompute

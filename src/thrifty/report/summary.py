@@ -50,8 +50,26 @@ def notes(ledger: Ledger) -> Iterator[str]:
             else ""
         )
         yield f"The run stopped after {steps} steps{why}; its totals stand beside the prediction for all of them."
+    miss = _far_off(ledger)
+    if miss:
+        yield miss
     if ledger.dropped:
         yield f"{ledger.dropped} rows of metrics.jsonl have a loss that is not finite and are left out."
+
+
+FAR = 1.25  # times beyond its interval, from where a step's prediction is called far off
+
+
+def _far_off(ledger: Ledger) -> str:
+    """That a step took far from what was predicted, and what mends the next prediction; empty where it did not."""
+    figure, bill = ledger.predicted.step_seconds, ledger.measured
+    if bill is None or figure.low is None or figure.high is None or not bill.step_seconds.value:
+        return ""
+    took = bill.step_seconds.value
+    if figure.low / FAR <= took <= figure.high * FAR:
+        return ""
+    times, interval = took / figure.value, f"{words.value(figure.low, 's')} to {words.value(figure.high, 's')}"
+    return f"A step took {times:.2f} times what was predicted ({interval}): thrifty calibrate learns from this run."
 
 
 def compare_headline(comparison: Comparison) -> str:

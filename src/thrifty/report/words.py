@@ -15,6 +15,7 @@ _LABELS = {
     "hardware_flops": "executed FLOPs",
     "mfu": "MFU",
     "peak_memory": "peak memory",
+    "reserved_memory": "reserved memory",
     "energy": "energy",
     "usd": "money",
     "co2": "CO2",

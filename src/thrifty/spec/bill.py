@@ -9,6 +9,7 @@ from thrifty.spec.figure import Figure, Noun
 
 # What a step's wall time and a device's memory are divided into; both makers fill every name.
 TIME_PARTS = ("startup", "compute", "communication", "optimizer", "data", "evaluation", "checkpoint", "other")
+STEP_PARTS = ("compute", "communication", "optimizer", "data")  # of every step
 MEMORY_TERMS = ("parameters", "gradients", "optimizer", "activations", "logits", "communication", "runtime")
 
 
@@ -23,7 +24,9 @@ class Bill(Noun):
         hardware_flops: what was executed, recomputation included.
         mfu: model FLOPs over the peak of the devices in the compute dtype during the steps.
         memory: `MEMORY_TERMS` to bytes on the fullest rank.
-        peak_memory: of the fullest rank; not the sum of `memory` where terms peak at different times.
+        peak_memory: allocated on the fullest rank, with what the process holds beside; not the sum of `memory` where
+            terms peak at different times.
+        reserved_memory: the same as the allocator reserves it, which is what the device must have.
         link_bytes: bytes sent by one rank over the run, by link (`intra_node`, `inter_node`, `inter_island`).
         energy: joules with PUE and hosts; the source names the method.
         loss: final validation loss in nats per token; none where nothing predicts it.
@@ -41,6 +44,7 @@ class Bill(Noun):
     mfu: Figure
     memory: dict[str, Figure]
     peak_memory: Figure
+    reserved_memory: Figure | None = None
     link_bytes: dict[str, Figure]
     energy: Figure
     usd: Figure

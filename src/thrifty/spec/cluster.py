@@ -18,6 +18,7 @@ from thrifty.spec.figure import (
     UsdPerHourFigure,
     WattsFigure,
 )
+from thrifty.spec.profile import CalibratedProfile
 
 
 class Accelerator(Noun):
@@ -63,6 +64,7 @@ class Cluster(Noun):
         host_watts: drawn per device by the host around it (processors, fans, network).
         pue: facility energy divided by IT energy.
         goodput: share of wall time that is useful steps: the rest is restarts, stragglers, hand-overs.
+        profile: constants that were measured on this hardware, for the software that they are of.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Cluster(Noun):
     goodput: RatioFigure
     utilisation: RatioFigure
     host_watts: WattsFigure
+    profile: CalibratedProfile | None = None
 
     @property
     def devices(self) -> int:
@@ -99,4 +102,9 @@ class Cluster(Noun):
             raise ValueError(f"pue is facility energy over IT energy, at least 1, got {self.pue.value}")
         if self.price.value < 0:
             raise ValueError("price must not be negative")
+        if self.profile is not None and self.profile.hardware != self.accelerator.name:
+            raise ValueError(
+                f"the profile {self.profile.name!r} was measured on {self.profile.hardware}, "
+                f"and this cluster has {self.accelerator.name}"
+            )
         return self

@@ -217,6 +217,9 @@ class Job(Noun):
 
     Exactly one of `tokens` and `steps` says how long to train; with `target_loss` alone the planner derives tokens
     from a loss law, and training stops early once the validation loss reaches the target.
+
+    `experiments` are development runs, as a share of this run's cost, that come on top: 0.5 for the OLMo 2 era
+    (arXiv:2503.05804). A bill is of the run alone; the plan says what both come to.
     """
 
     name: str = "job"
@@ -226,6 +229,7 @@ class Job(Noun):
     steps: PositiveCount | None = None
     target_loss: Annotated[Number, Field(gt=0)] | None = None
     sequence_length: PositiveCount
+    experiments: Annotated[Ratio, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from thrifty.model.transformer import Transformer, initialise, keep_stage
 from thrifty.parallel.mesh import build_mesh
-from thrifty.parallel.pipeline import SPLIT_BACKWARD, Chunks, Part, Pipeline, Tied, parts_of, tie
+from thrifty.parallel.pipeline import Chunks, Part, Pipeline, Tied, parts_of, tie
 from thrifty.parallel.shard import shard
+from thrifty.parallel.tensor import parallelize_tensor, sum_partial_gradients
 from thrifty.spec.job import Job
+from thrifty.spec.legal import SPLIT_BACKWARD
 from thrifty.spec.recipe import Layout, Optimizer, Recipe
 from thrifty.trainer.world import World
 
@@ -61,7 +64,10 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
     built = Built(model, build_optimizer(model, recipe.optimizer))
     if mesh is None:
         return built
-    built.norm_groups = [mesh.get_group(axis) for axis in ("shard", "pipeline") if mesh[axis].size() > 1]
+    built.norm_groups = [mesh.get_group(axis) for axis in ("shard", "tensor", "pipeline") if mesh[axis].size() > 1]
+    if layout.tensor > 1:
+        split = layout.sequence_parallel
+        built.finish.append(partial(sum_partial_gradients, model, mesh, sequence_parallel=split))
     if layout.pipeline > 1:
         built.pipeline = Pipeline(
             parts,
@@ -82,7 +88,7 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
 def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part: Part) -> Transformer:
     """One part of the model, or all of it. No rank ever allocates what others hold."""
     with torch.device("meta"):
-        model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute == "full")
+        model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute)
     if part.of > 1:
         keep_stage(model, part.layers, first=part.first, last=part.last)
         model.twice = recipe.layout.schedule in SPLIT_BACKWARD
@@ -99,8 +105,14 @@ def _stream_parts(layout: Layout) -> int:
 
 
 def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> None:
-    """Applies compilation and sharding, in this order, to a model or a stage of one, in place, on the meta device."""
+    """Applies what a recipe says to a model, or a stage of one, on the meta device; in place, always in this order.
+
+    Tensor parallelism decides what a rank computes; the compiler sees that, one block at a time; sharding wraps what
+    the compiler made, and splits what a tensor rank holds. Recomputation is the model's own.
+    """
     layout = recipe.layout
+    if mesh is not None and layout.tensor > 1:
+        parallelize_tensor(model, mesh, sequence_parallel=layout.sequence_parallel)
     if recipe.compile:
         for block in model.blocks.children():
             block.compile()

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from thrifty.spec.bill import Bill
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
 from thrifty.trainer.run_folder import RunFolder, finished_steps, write_atomically
+from thrifty.trainer.spent import SpentFile
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,19 @@ def _check_folder(folder: RunFolder, resume: bool) -> None:
 
 def run_rank(plan: Plan, folder: RunFolder, options: Options, began: float) -> Outcome | None:
     """Trains as one rank, in this process."""
+    spent = _open_spent(plan, folder, options, began) if int(os.environ.get("RANK", 0)) == 0 else None
+    with spent or nullcontext():
+        return _train(plan, folder, options, began, spent)
+
+
+def _open_spent(plan: Plan, folder: RunFolder, options: Options, began: float) -> SpentFile:
+    return SpentFile(folder.spent, plan.cluster, began, resume=options.resume, rows=folder.read_metrics)
+
+
+def _train(plan: Plan, folder: RunFolder, options: Options, began: float, spent: SpentFile | None) -> Outcome | None:
     from thrifty.trainer.allocator import keep_freed_memory
     from thrifty.trainer.follow import open_follower
+    from thrifty.trainer.history import remember
     from thrifty.trainer.limits import Limits
     from thrifty.trainer.loop import execute
     from thrifty.trainer.record import Record
@@ -96,11 +109,13 @@ def run_rank(plan: Plan, folder: RunFolder, options: Options, began: float) -> O
     keep_freed_memory()
     world = join(plan)
     follower = open_follower(options.follow, folder.root, plan) if options.follow and world.rank == 0 else None
-    record = Record(folder, rank=world.rank, follow=follower)
+    record = Record(folder, rank=world.rank, spent=spent, follow=follower)
     try:
         limits = Limits(options.budget_usd, options.deadline_seconds)
         bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began)
         record.finish(plan.predicted, bill)
+        if world.rank == 0:
+            remember(plan, bill, folder)
     except RuntimeError as error:
         lost = _lost(error, folder)
         if lost is None:
@@ -165,6 +180,7 @@ def _run_ranks(plan: Plan, folder: RunFolder, options: Options, began: float) ->
         repr(began),
         json.dumps(asdict(options)),
     ]
+    _open_spent(plan, folder, options, began)  # rank 0 takes over
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:

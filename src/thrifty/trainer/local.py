@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from thrifty.catalog import lookup
+from thrifty.planner.calibrated import read_calibration
 from thrifty.spec.load import Settings, from_dict
-from thrifty.trainer.probe import probe
+from thrifty.trainer.probe import cache_folder, machine_key, probe
 
 # A cloud virtual CPU, for machines whose owner has not said what they cost.
 _VCPU_PRICE = {
@@ -30,14 +32,31 @@ _LOOPBACK = {
 }
 
 
-def local_cluster() -> Settings:
+def calibration_path() -> Path:
+    """Where `calibrate` keeps what it found about this machine and this torch."""
+    return cache_folder() / f"profile-{machine_key()}.yaml"
+
+
+def local_cluster(*, calibrated: bool = True) -> Settings:
     """Settings of a Cluster: this machine's GPUs under their catalog name, or its CPU cores as it was measured.
 
     Each core of a CPU counts as one device; a rank gets an equal share of them.
+
+    Args:
+        calibrated: with the rates, link and constants that `thrifty calibrate` found, if it was run here.
+
+    Raises:
+        ThriftyError: the calibration of this machine is damaged.
     """
     found = probe()
     tree = _gpus(found) if found["kind"] == "gpu" else _cores(found)
-    return from_dict(tree, f"probe of this machine, {found['date']}")
+    if not calibrated or not calibration_path().exists():
+        return from_dict(tree, f"probe of this machine, {found['date']}")
+    known = read_calibration(calibration_path())
+    tree |= {"accelerator": known.accelerator.model_dump(), "profile": known.profile.model_dump()}
+    if known.link is not None:
+        tree |= dict.fromkeys(("intra_node", "inter_node", "inter_island"), known.link.model_dump())
+    return from_dict(tree, f"calibration of this machine, {known.profile.date}")
 
 
 def _measured(value: float, unit: str, date: str) -> dict[str, Any]:

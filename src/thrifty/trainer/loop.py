@@ -32,6 +32,7 @@ from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
 from thrifty.trainer.record import Record
+from thrifty.trainer.spent import usd_per_second
 from thrifty.trainer.timeline import LATEST, Step, write_timeline
 from thrifty.trainer.world import World
 
@@ -51,6 +52,7 @@ class Run:
     checkpoints: Checkpoints
     record: Record
     limits: Limits
+    peak: memory.Peak
     step: int = 0
     tokens: int = 0  # fed, padding included
     evaluated_tokens: int = 0
@@ -84,12 +86,14 @@ def execute(
         stages = stage_layers(plan.job, plan.cluster, plan.recipe) if plan.recipe.layout.pipeline > 1 else None
         built = build(plan.job, plan.recipe, world, stages)
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
-        base, paid_seconds, start = None, 0.0, 0
-        if resume:
-            base, paid_seconds, start = _restore(plan, world, built, checkpoints, record)
+        base, start = _restore(world, built, checkpoints, record) if resume else (None, 0)
         record.begin(plan, world, prepared, resumed_from=start if resume else None)
-        meter = Meter(plan, world, began, traffic, base, paid_seconds)
-        run = Run(plan, world, built, train, val, meter, checkpoints, record, limits, step=start)
+        meter = Meter(plan, world, began, traffic, base, world.share(record.spent and record.spent.before))
+        if record.spent is not None:
+            record.spent.now = meter.spent
+        run = Run(
+            plan, world, built, train, val, meter, checkpoints, record, limits, memory.Peak(world.device), step=start
+        )
         if base is not None:
             for name in ("tokens", "evaluated_tokens", "loss", "tokens_in_loss"):
                 setattr(run, name, base[name])
@@ -133,16 +137,13 @@ def _samples(plan: Plan, prepared: Prepared) -> tuple[Samples, Samples]:
     return train, Samples(prepared, "val", job.sequence_length, job.seed)
 
 
-def _restore(
-    plan: Plan, world: World, built: Built, checkpoints: Checkpoints, record: Record
-) -> tuple[dict[str, Any] | None, float, int]:
-    """Loads the newest good checkpoint; returns its ledger, the seconds already paid for, and its step."""
+def _restore(world: World, built: Built, checkpoints: Checkpoints, record: Record) -> tuple[dict[str, Any] | None, int]:
+    """Loads the newest good checkpoint; returns its ledger and its step."""
     found = checkpoints.latest(record.note)
-    paid = world.share(record.paid_seconds())
     if found is None:
         record.note("no checkpoint yet: starting from step 0")
         record.truncate(0)
-        return None, paid, 0
+        return None, 0
     step, progress = found
     checkpoint.allocate_state(built.optimizer)
     checkpoints.load(step, checkpoint.state(built.model, built.optimizer))
@@ -150,7 +151,7 @@ def _restore(
         built.tied.follow()
     record.truncate(step)
     record.note(f"resumed from step {step}")
-    return progress, paid, step
+    return progress, step
 
 
 def _train(run: Run) -> str | None:
@@ -195,8 +196,8 @@ def _wants_to_stop(run: Run) -> str | None:
         return run.limits.signal_name
     step_seconds = run.step_seconds[-1] if run.step_seconds else 0.0
     return run.limits.reason(
-        usd=run.meter.usd(),
-        usd_per_second=run.meter.usd(1.0),
+        usd=run.meter.spent().usd,
+        usd_per_second=usd_per_second(run.plan.cluster),
         seconds=run.meter.seconds_now(),
         # The next step, the last checkpoint and the bill, with room for a disk that is slower this time.
         ahead_seconds=1.0 + 1.5 * (step_seconds + run.checkpoint_seconds),
@@ -281,7 +282,7 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
     if "activations" in run.memory:
         return run.built.model(tokens, targets)
     model = run.built.model
-    with memory.count_forward(model, run.plan.job.model.vocab_size, run.plan.recipe.compile) as saved:
+    with memory.count_forward(model, run.plan.recipe.compile) as saved:
         loss = model(tokens, targets)
     _remember(run, saved.activation_bytes, saved.logit_bytes, saved.gathered_bytes)
     return loss
@@ -289,15 +290,14 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
 
 def _remember(run: Run, activations: float, logits: float, gathered: float) -> None:
     run.memory["activations"], run.memory["logits"] = activations, logits
-    run.memory["communication"] = gathered if run.world.data_ranks > 1 else 0
+    run.memory["communication"] = gathered
 
 
 def _count_first(run: Run) -> Around | None:
     """What the first forward pass of each part of a pipeline is wrapped in, until it has been counted."""
     if "activations" in run.memory:
         return None
-    vocabulary, compiled = run.plan.job.model.vocab_size, run.plan.recipe.compile
-    return lambda part: memory.count_forward(part, vocabulary, compiled)
+    return lambda part: memory.count_forward(part, run.plan.recipe.compile)
 
 
 def _remember_first(run: Run, pipeline: Pipeline) -> None:
@@ -328,10 +328,10 @@ def _log(run: Run, loss: float, lr: float, norm: float, seconds: float) -> None:
         return
     rate = run.plan.recipe.batch.sequences * run.plan.job.sequence_length / seconds
     row = {
-        "step": run.step, "split": "train", "loss": loss, "tokens": run.tokens, "seconds": run.meter.seconds(),
+        "step": run.step, "split": "train", "loss": loss, "tokens": run.tokens, **run.meter.spent()._asdict(),
         "step_seconds": seconds, "lr": lr, "grad_norm": norm, "tokens_per_second": rate, "mfu": run.meter.mfu(rate),
-        "usd": run.meter.usd(), "energy_joules": run.meter.energy_joules(),
-        "memory_bytes": memory.peak_bytes(run.world.device),
+        "memory_bytes": run.peak.bytes(),
+        **{f"{part}_seconds": took for part, took in run.meter.lap().items()},
     }  # fmt: skip
     run.record.add(row)
     run.record.show(row, (run.plan.total_steps - run.step) * _recent(run.step_seconds))
@@ -368,8 +368,7 @@ def evaluate(run: Run) -> None:
     run.evaluated_tokens += count * run.plan.job.sequence_length
     if world.rank == 0:
         run.record.add({
-            "step": run.step, "split": "val", "loss": run.loss, "tokens": run.tokens, "seconds": run.meter.seconds(),
-            "usd": run.meter.usd(), "energy_joules": run.meter.energy_joules(),
+            "step": run.step, "split": "val", "loss": run.loss, "tokens": run.tokens, **run.meter.spent()._asdict(),
         })  # fmt: skip
         run.record.note(
             f"step {run.step} validation loss {run.loss:.4f} nats/token ({run.loss / math.log(2):.3f} bits)"
@@ -401,7 +400,11 @@ def _bill(run: Run) -> Bill:
     run.memory["communication"] = run.memory.get("communication", 0) + run.meter.traffic.largest_buffer_bytes
     # The rest of the peak: interpreter, libraries, temporaries of single operations, and what the allocator keeps.
     run.memory["runtime"] = max(0.0, peak - sum(run.memory.values()))
-    *largest, peak_bytes = world.max(*(run.memory.get(name, 0.0) for name in MEMORY_TERMS), peak)
+    (joules,) = world.sum(run.meter.joules_of_rank())
+    run.meter.set_joules(joules)
+    *largest, peak_bytes, reserved_bytes = world.max(
+        *(run.memory.get(name, 0.0) for name in MEMORY_TERMS), peak, memory.reserved_bytes(world.device)
+    )
     return run.meter.bill(
         steps=max(1, run.step),
         tokens=run.tokens,
@@ -409,6 +412,7 @@ def _bill(run: Run) -> Bill:
         evaluated_tokens=run.evaluated_tokens,
         memory=dict(zip(MEMORY_TERMS, largest, strict=True)),
         peak_bytes=peak_bytes,
+        reserved_bytes=reserved_bytes,
         loss=run.loss,
         tokens_in_loss=run.tokens_in_loss,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -26,6 +30,20 @@ def _bytes(tensors: Iterator[Tensor]) -> int:
     for tensor in map(_local, tensors):
         sizes[tensor.data_ptr() if tensor.numel() else id(tensor)] = tensor.numel() * tensor.element_size()
     return sum(sizes.values())
+
+
+def _computed_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Shape of what this rank computes with: without the split over data ranks, but with that over tensor ranks."""
+    if not isinstance(parameter, DTensor) or "tensor" not in (parameter.device_mesh.mesh_dim_names or ()):
+        return tuple(parameter.shape)
+    axis, where = parameter.device_mesh["tensor"], parameter.placements[-1:]  # the innermost axis
+    return compute_local_shape_and_global_offset(tuple(parameter.shape), axis, where)[0]
+
+
+def head_rows(model: nn.Module) -> int:
+    """Logits of a token that this rank makes; 0 where the head is not here."""
+    head = model.head or (model.embed if model.norm is not None else None)
+    return 0 if head is None else _computed_shape(head.weight)[0]
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -88,10 +106,11 @@ class _Logits(TorchDispatchMode):
 def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
     """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out.
 
-    Compiled blocks run uncompiled meanwhile: what they would save can only be less.
+    `vocab_size` is that of the part of the head that this rank holds. Compiled blocks run uncompiled meanwhile: what
+    they would save can only be less.
     """
     found, seen = Saved(), set()
-    weights = {shape for p in model.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    weights = {shape for p in model.parameters() for shape in (_computed_shape(p), _computed_shape(p)[::-1])}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -112,11 +131,15 @@ def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[S
     found.logit_bytes = logits.peak_bytes
 
 
+def _is_shard(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor) and "shard" in (parameter.device_mesh.mesh_dim_names or ())
+
+
 @contextmanager
-def count_forward(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
+def count_forward(model: nn.Module, compiled: bool) -> Iterator[Saved]:
     """`count_saved` for a Transformer or a part of one, and what sharding gathers meanwhile."""
     gathered = _Gathered(model, model.blocks.children())
-    with count_saved(model, vocab_size, compiled) as found:
+    with count_saved(model, head_rows(model), compiled) as found:
         yield found
     gathered.stop()
     found.gathered_bytes = gathered.peak_bytes
@@ -131,8 +154,9 @@ class _Gathered:
         self._handles = [block.register_forward_hook(self._look) for block in blocks]
 
     def _look(self, *_: Any) -> None:
-        gathered = sum(p.numel() * p.element_size() for p in self._model.parameters() if not hasattr(p, "to_local"))
-        self.peak_bytes = max(self.peak_bytes, gathered)
+        if isinstance(self._model, FSDPModule):
+            gathered = (_local(p) for p in self._model.parameters() if not _is_shard(p))
+            self.peak_bytes = max(self.peak_bytes, sum(p.numel() * p.element_size() for p in gathered))
 
     def stop(self) -> None:
         for handle in self._handles:
@@ -150,10 +174,39 @@ def reset_peak(device: torch.device) -> None:
         _CLEAR_REFS.write_text("5")  # resets VmHWM; see proc(5)
 
 
+class Peak:
+    """`peak_bytes`, read at most once a second: on a CPU that takes the kernel longer than the rest of a log row."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._bytes, self._next = device, 0, 0.0
+
+    def bytes(self) -> int:
+        if time.monotonic() >= self._next:
+            self._bytes, self._next = peak_bytes(self._device), time.monotonic() + 1.0
+        return self._bytes
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory held since `reset_peak`: the CUDA allocator's reserved peak, or the peak resident set."""
+    """The most memory held since `reset_peak`: allocated on the GPU and its context, or the peak resident set."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved(device))
+        return int(torch.cuda.max_memory_allocated(device)) + _context_bytes(device)
+    return _resident_bytes()
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """The same as the allocator reserves it; on a CPU there is no difference."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device)) + _context_bytes(device)
+    return _resident_bytes()
+
+
+def _context_bytes(device: torch.device) -> int:
+    """What is in use on the GPU now outside of the allocator: context, kernels, communicators."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - int(torch.cuda.memory_reserved(device)))
+
+
+def _resident_bytes() -> int:
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -11,10 +11,11 @@ from typing import Any
 
 from thrifty.cost.flops import forward_flops_per_token, hardware_flops_per_token, model_flops_per_token
 from thrifty.parallel.count import TrafficCounter
-from thrifty.spec.bill import TIME_PARTS, Bill
+from thrifty.spec.bill import STEP_PARTS, TIME_PARTS, Bill
 from thrifty.spec.figure import Figure, measured
 from thrifty.spec.plan import Plan
 from thrifty.trainer.energy import EnergyMeter
+from thrifty.trainer.spent import Spent, idle, usd_per_second
 from thrifty.trainer.world import World
 
 _JOULES_PER_KWH = 3.6e6
@@ -30,21 +31,23 @@ class Meter:
         began: float,
         traffic: TrafficCounter,
         base: dict[str, Any] | None,
-        paid_seconds: float,
+        before: Spent | None,
     ) -> None:
         """Starts the meter.
 
         Args:
             began: when this run was started, seconds since the epoch; what passed since then counts as start-up.
             base: `ledger()` of the checkpoint that is resumed from; None for a new run.
-            paid_seconds: seconds on the ledger when the resumed run stopped. Work after its last checkpoint is lost,
-                but it was paid for: it counts as `other`.
+            before: what earlier attempts have spent (rank 0 knows). Work after their last checkpoint is lost, but it
+                was paid for: its time counts as `other`.
         """
         self.plan, self.world, self.traffic = plan, world, traffic
         self._began = began
-        self._base = base or {"seconds": 0.0, "parts": {}, "joules": 0.0, "link_bytes": {}}
-        self._lost = max(0.0, paid_seconds - self._base["seconds"])
-        self._parts: Counter[str] = Counter({"startup": time.time() - began})
+        self._base = base or {"parts": {}, "link_bytes": {}}
+        self._before = (before or Spent()).at_least(self._base)
+        self._startup = idle(plan.cluster, time.time() - began)
+        self._parts: Counter[str] = Counter({"startup": self._startup.seconds})
+        self._lapped: Counter[str] = Counter(self._parts)
         gpu = world.device.index if world.device.type == "cuda" else None
         self._energy = EnergyMeter(
             plan.cluster, devices=plan.cluster.devices_per_rank(world.size), local_ranks=world.local_size, gpu_index=gpu
@@ -69,18 +72,25 @@ class Meter:
             self._parts[name] += time.perf_counter() - begin - waited
             self._parts["communication"] += waited
 
-    def seconds(self) -> float:
-        """Wall time so far, over all resumes."""
-        return float(self._base["seconds"]) + self._lost + time.time() - self._began
+    def lap(self) -> dict[str, float]:
+        """Seconds of each part of a step since the last call."""
+        found = {name: self._parts[name] - self._lapped[name] for name in STEP_PARTS}
+        self._lapped = Counter(self._parts)
+        return found
 
     def seconds_now(self) -> float:
         """Wall time of this run alone."""
         return time.time() - self._began
 
-    def usd(self, seconds: float | None = None) -> float:
-        """Every device of the cluster is paid for while the run lasts."""
-        cluster = self.plan.cluster
-        return (self.seconds() if seconds is None else seconds) / 3600 * cluster.price.value * cluster.devices
+    def spent(self) -> Spent:
+        """Wall time, $ and joules so far, over all attempts.
+
+        joules = (devices of all ranks + host_watts x devices x seconds) x PUE, with devices at idle in start-up.
+        """
+        cluster, seconds = self.plan.cluster, self.seconds_now()
+        stepping = cluster.host_watts.value * cluster.devices * (seconds - self._startup.seconds) + self._joules
+        joules = self._startup.energy_joules + stepping * cluster.pue.value
+        return self._before.plus(Spent(seconds, usd_per_second(cluster) * seconds, joules))
 
     def joules_of_rank(self) -> float:
         """This rank's device energy since the run began; the loop sums it over ranks and hands it to `set_joules`."""
@@ -88,13 +98,6 @@ class Meter:
 
     def set_joules(self, joules: float) -> None:
         self._joules = joules
-
-    def energy_joules(self) -> float:
-        """Devices of all ranks, hosts, and what the facility adds: (devices + host_watts x devices x seconds) x PUE."""
-        cluster = self.plan.cluster
-        lost = self._lost * cluster.devices * cluster.accelerator.idle_watts.value
-        devices = float(self._base["joules"]) + self._joules + lost
-        return (devices + cluster.host_watts.value * cluster.devices * self.seconds()) * cluster.pue.value
 
     def mfu(self, tokens_per_second: float) -> float:
         """Model FLOPs per second over the peak of the devices in use."""
@@ -107,15 +110,14 @@ class Meter:
     def ledger(self) -> dict[str, Any]:
         """What a checkpoint carries on, so that a resumed run adds to it."""
         return {
-            "seconds": self.seconds(),
+            **self.spent()._asdict(),
             "parts": self._all_parts(),
-            "joules": float(self._base["joules"]) + self._joules,
             "link_bytes": dict(Counter(self._base["link_bytes"]) + self.traffic.link_bytes),
         }
 
     def _all_parts(self) -> dict[str, float]:
         parts = Counter(self._base["parts"]) + self._parts
-        parts["other"] += self._lost
+        parts["other"] += self._before.seconds - float(self._base.get("seconds", 0.0))
         return dict(parts)
 
     def bill(
@@ -127,6 +129,7 @@ class Meter:
         evaluated_tokens: float,
         memory: dict[str, float],
         peak_bytes: float,
+        reserved_bytes: float,
         loss: float | None,
         tokens_in_loss: int,
     ) -> Bill:
@@ -139,7 +142,7 @@ class Meter:
             tokens_in_loss: target tokens of the last validation pass.
         """
         plan, cluster, job = self.plan, self.plan.cluster, self.plan.job
-        seconds, median = self.seconds(), statistics.median(step_seconds) if step_seconds else 0.0
+        (seconds, usd, energy), median = self.spent(), statistics.median(step_seconds) if step_seconds else 0.0
         parts = {name: self._all_parts().get(name, 0.0) for name in TIME_PARTS}
         parts["other"] += seconds - sum(parts.values())
         rate = tokens / steps / median if median else 0.0
@@ -147,10 +150,10 @@ class Meter:
         executed = hardware_flops_per_token(job.model, job.sequence_length, plan.recipe.recompute) * tokens
         executed += forward_flops_per_token(job.model, job.sequence_length) * evaluated_tokens
         reading = self._energy.read()
-        energy = self.energy_joules()
         energy_kind: Any = reading.provenance
         how = f"{reading.method}, plus hosts {cluster.host_watts} a device, x PUE {cluster.pue.value:g}"
         clock, counted = "wall clock", "counted"
+        on_cpu = self.world.device.type == "cpu"
         peak_kind = "measured" if cluster.accelerator.kind == "cpu" else "catalogued"
         return Bill(
             maker="measured",
@@ -169,16 +172,17 @@ class Meter:
             peak_memory=measured(
                 peak_bytes,
                 "byte",
-                "peak resident set" if self.world.device.type == "cpu" else "CUDA allocator, reserved",
+                "peak resident set" if on_cpu else "CUDA allocator, allocated, and context",
+            ),
+            reserved_memory=measured(
+                reserved_bytes, "byte", "peak resident set" if on_cpu else "CUDA allocator, reserved, and context"
             ),
             link_bytes={
                 link: measured(self.ledger()["link_bytes"].get(link, 0.0), "byte", "counted payloads x ring algorithm")
                 for link in plan.predicted.link_bytes
             },
             energy=Figure(value=energy, unit="J", provenance=energy_kind, source=how),
-            usd=measured(
-                self.usd(), "usd", f"wall clock x {cluster.devices} x {cluster.price} ({cluster.price.provenance})"
-            ),
+            usd=measured(usd, "usd", f"wall clock x {cluster.devices} x {cluster.price} ({cluster.price.provenance})"),
             co2=Figure(
                 value=energy / _JOULES_PER_KWH * cluster.grid.value,
                 unit="g",

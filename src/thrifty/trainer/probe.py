@@ -57,9 +57,14 @@ def _cached(path: Path) -> dict[str, Any] | None:
     return found if {"busy", "usual_flops"} <= found.keys() else None
 
 
+def load() -> float:
+    """Processes that wanted a core in the last minute, over the cores; 0 where the system does not say."""
+    return os.getloadavg()[0] / cores() if hasattr(os, "getloadavg") else 0.0
+
+
 def _is_busy() -> bool:
     """Whether other work had the machine in the last minute; a measurement is then kept only until the next one."""
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.4 * cores()
+    return load() > 0.4
 
 
 def cache_folder() -> Path:
@@ -84,11 +89,15 @@ def cores() -> int:
 
 
 def _cache_path() -> Path:
+    return cache_folder() / f"probe-{machine_key()}.json"
+
+
+def machine_key() -> str:
+    """Tells this machine under this torch from any other, for the names of files."""
     identity = [cpu_name(), cores(), psutil.virtual_memory().total, torch.__version__, platform.node()]
     if torch.cuda.is_available():
         identity += [torch.cuda.get_device_name(), torch.cuda.device_count()]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return cache_folder() / f"probe-{key}.json"
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def _times(work: Callable[[], object], budget_seconds: float) -> list[float]:
@@ -119,6 +128,29 @@ def _matrix_flops(dtype: torch.dtype, device: str, size: int, sync: Callable[[],
 def _rates(device: str, size: int, sync: Callable[[], object]) -> dict[str, dict[str, float]]:
     found = {name: _matrix_flops(dtype, device, size, sync) for name, dtype in _DTYPES.items()}
     return {"flops": {n: best for n, (best, _) in found.items()}, "usual_flops": {n: u for n, (_, u) in found.items()}}
+
+
+def product_seconds(device: str, precision: str, way: str, m: int, n: int, k: int, budget_seconds: float) -> float:
+    """Time of one product of a linear layer with k inputs and n outputs on m tokens: the lower quartile of a few.
+
+    Args:
+        way: `forward` x W^T, `input gradient` dy W, or `weight gradient` dy^T x.
+    """
+    dtype = _DTYPES[precision]
+    x, weight, dy = (torch.randn(shape, device=device).to(dtype) for shape in ((m, k), (n, k), (m, n)))
+    ways: dict[str, Callable[[], object]] = {
+        "forward": lambda: F.linear(x, weight),
+        "input gradient": lambda: dy @ weight,
+        "weight gradient": lambda: dy.T @ x,
+    }
+
+    def work() -> None:
+        ways[way]()
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    times = _times(work, budget_seconds)
+    return times[len(times) // 4]
 
 
 def _op_seconds(device: str) -> float:

@@ -23,6 +23,7 @@ from thrifty.spec.plan import Plan
 from thrifty.trainer.probe import cpu_name
 from thrifty.trainer.progress import Progress
 from thrifty.trainer.run_folder import RunFolder, write_atomically
+from thrifty.trainer.spent import SpentFile
 from thrifty.trainer.world import World
 
 _PACKAGES = ("thrifty", "torch", "numpy", "safetensors", "tokenizers", "pydantic")
@@ -32,11 +33,20 @@ class Record:
     """The run folder and the progress line of one run.
 
     Args:
+        spent: what all attempts have cost; None on all ranks but 0.
         follow: called with every row; the adapters for TensorBoard, W&B and trackio.
     """
 
-    def __init__(self, folder: RunFolder, *, rank: int, follow: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        rank: int,
+        spent: SpentFile | None,
+        follow: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.folder = folder
+        self.spent = spent
         self._rank = rank
         self._follow = follow
         self._progress: Progress | None = None
@@ -90,10 +100,6 @@ class Record:
             self._progress.note(text)
         else:
             print(text, file=sys.stderr, flush=True)
-
-    def paid_seconds(self) -> float:
-        """Seconds on the ledger when the last run of this folder stopped, lost steps included."""
-        return max((row["seconds"] for row in self.folder.read_metrics()), default=0.0) if self._rank == 0 else 0.0
 
     def step_seconds(self) -> list[float]:
         """Step times of the steps that are kept."""

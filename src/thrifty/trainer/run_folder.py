@@ -5,6 +5,7 @@ manifest.json    versions, hardware, git commit, data hash
 metrics.jsonl    one JSON object a line: step, split (train or val), loss, tokens, seconds, and more
 bill.json        {"predicted": Bill, "measured": Bill}
 timeline.json    of a pipeline: what each stage computed, and when, in one step
+spent.json       seconds, $ and joules of all attempts so far, killed ones too
 tokenizer/       what `generate` needs to read and write text
 checkpoints/     step-00001200/ ...
 """
@@ -32,6 +33,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.bill = self.root / "bill.json"
         self.timeline = self.root / "timeline.json"
+        self.spent = self.root / "spent.json"
         self.tokenizer = self.root / "tokenizer"
         self.checkpoints = self.root / "checkpoints"
 
@@ -84,11 +86,12 @@ def finished_steps(checkpoints: Path) -> list[int]:
     return sorted(int(match[1]) for match, path in found if match and (path / "files.json").exists())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside and renames, so that a reader or a kill never sees half a file."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Writes beside and renames, so that a reader or a kill never sees half a file; durable: nor does a power cut."""
     beside = path.with_name(path.name + ".part")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(beside, path)

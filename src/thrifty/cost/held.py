@@ -1,0 +1,257 @@
+"""What each rank of a layout holds of a model: which layers, which part of each tensor, and the bytes of its states.
+
+A stage of the pipeline holds a run of layers; the first also the embedding, the last the norm and the head (a tied
+embedding is on both). Tensor ranks split each matrix by its name, expert ranks the experts of a layer, and the ranks
+that share data split what ZeRO names: FSDP2 tensor by tensor along the first dimension, everyone else one flat buffer.
+
+Bytes of an element, for the usual 32-bit moments (2 x `optimizer.state_bits` / 8):
+
+    thrifty, torchtitan, accelerate   4 fp32 parameter + 4 gradient + 8 moments, all sharded under zero 3
+    megatron, nanotron                2 bf16 parameter + 4 fp32 gradient, whole; 4 master + 8 moments over zero
+    deepspeed                         2 parameter + 2 gradient, whole; 4 master + 4 gradient + 8 moments over zero
+
+FSDP2: pytorch torch/distributed/fsdp/_fully_shard/_fsdp_param.py. Megatron-LM docs, distributed optimizer. nanotron
+src/nanotron/optim/gradient_accumulator.py. DeepSpeed docs, memory requirements (4 P + 16 P / n; zero 3: 18 P / n).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from thrifty.cost.params import Named, block_shapes, parameter_shapes
+from thrifty.spec.job import ModelShape
+from thrifty.spec.recipe import Layout
+
+# Keeps fp32 parameters and casts them as it computes; the others keep 16-bit ones and fp32 masters.
+FSDP = ("thrifty", "torchtitan", "accelerate")
+# Splits each tensor along its first dimension; the others split one flat buffer evenly.
+_BY_TENSOR = ("thrifty", "torchtitan")
+_COLUMN = ("query", "key", "value", "query_up", "kv_up", "gate", "up")
+_ROW = ("output", "down")
+SCALE_BYTES = 4 / 256  # of low-bit moments: one fp32 scale for a block of 256 (bitsandbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Elements of one stage on one of its ranks.
+
+    Attributes:
+        layers: numbers of its layers, in order.
+        whole: after the tensor and expert splits; what a rank computes with.
+        shard: of that, on the fullest of the ranks that share it.
+        block: the largest block of it, whole.
+        root: embedding, last norm and head, where they are here, whole.
+        root_shard: of that, on the fullest rank.
+        head: the matrix that makes logits, whole; 0 where it is not here.
+        matrices: elements of one block's matrices, of all its experts' one.
+        tensors: number of parameter tensors.
+    """
+
+    layers: tuple[int, ...]
+    whole: int
+    shard: int
+    block: int
+    root: int
+    root_shard: int
+    head: int
+    matrices: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes that a rank holds from step to step."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+
+
+def sharing_ranks(layout: Layout, software: str) -> int:
+    """Ranks that one copy of the sharded states is spread over; ranks of one sequence share like ranks of samples."""
+    return layout.shard if software == "nanotron" else layout.shard * layout.context
+
+
+def held(shape: ModelShape, layout: Layout, software: str) -> tuple[Held, ...]:
+    """What the fullest rank of each stage holds, first stage first."""
+    ranks = sharing_ranks(layout, software)
+    return _held(
+        shape, layout.pipeline, layout.interleave, layout.schedule, layout.tensor, layout.expert, ranks,
+        max(1, ranks // layout.expert), software,
+    )  # fmt: skip
+
+
+def states(piece: Held, software: str, precision: str, zero: int, state_bits: int) -> States:
+    """Bytes of parameters, gradients and optimizer states of one rank.
+
+    Args:
+        zero: 1 divides the optimizer states, 2 also gradients, 3 also parameters, 0 nothing.
+        state_bits: of each of the two moments.
+    """
+    moments = 2 * (state_bits / 8 + (SCALE_BYTES if state_bits < 16 else 0))
+    parameter, gradient, beside = 4.0, 4.0, 0.0
+    if software not in FSDP and precision != "fp32":
+        # DeepSpeed below zero 3 keeps 16-bit gradients whole, and adds them up in an fp32 shard.
+        parameter, gradient, beside = (2.0, 2.0, 8.0) if software == "deepspeed" and zero < 3 else (2.0, 4.0, 4.0)
+    whole_gradients = zero < (3 if software == "deepspeed" else 2)
+    return States(
+        parameters=parameter * (piece.shard if zero == 3 else piece.whole),
+        gradients=gradient * (piece.whole if whole_gradients else piece.shard),
+        optimizer=(beside + moments) * (piece.shard if zero else piece.whole) + 4.0 * piece.tensors,
+    )
+
+
+def local_size(name: str, size: tuple[int, ...], shape: ModelShape, tensor: int, expert: int) -> tuple[int, ...]:
+    """The part of a parameter that one rank computes with.
+
+    Column-parallel matrices are split by their outputs, row-parallel ones by their inputs, embedding and head by the
+    vocabulary, stacked experts by expert; norms, routers and the low-rank projections of latent attention are whole on
+    every rank. Where there are fewer key/value heads than tensor ranks, ranks repeat them.
+    """
+    part, _, kind = name.rpartition(".")
+    layer = part.rpartition(".")[2]
+    if name in ("embed.weight", "head.weight"):
+        return (-(-size[0] // tensor), *size[1:])
+    if part.startswith("experts"):
+        wide = 1 if layer in _COLUMN else 2
+        split = [-(-size[0] // expert), *size[1:]]
+        if wide < len(split):
+            split[wide] = -(-split[wide] // tensor)
+        return tuple(split)
+    if layer in ("key", "value") and shape.kv_heads < tensor:
+        return (shape.head_dim, *size[1:])
+    if layer in _COLUMN:
+        return (-(-size[0] // tensor), *size[1:])
+    if layer in _ROW and kind == "weight":
+        return (size[0], -(-size[1] // tensor))
+    return size
+
+
+def stage_layers(shape: ModelShape, pipeline: int, chunks: int, schedule: str, software: str) -> list[list[int]]:
+    """Layers of each stage.
+
+    Even, the first stages taking what is left over; torchtitan counts embedding and head as a layer each, and nanotron
+    weighs the head by its size. Chunks go round the stages, for `zbv` there and back again.
+    """
+    if software == "nanotron" and pipeline > 1:
+        return _by_weight(shape, pipeline)
+    parts = pipeline * chunks
+    total = shape.layers + (2 if software == "torchtitan" else 0)
+    sizes = [total // parts + (part < total % parts) for part in range(parts)]
+    if software == "torchtitan" and parts > 1 and min(sizes) > 1:
+        sizes[0] -= 1
+        sizes[-1] -= 1
+    elif software == "torchtitan":
+        sizes = [shape.layers // parts + (part < shape.layers % parts) for part in range(parts)]
+    stages: list[list[int]] = [[] for _ in range(pipeline)]
+    first = 0
+    for part, size in enumerate(sizes):
+        turn = part % pipeline
+        back = schedule == "zbv" and part >= pipeline
+        stages[pipeline - 1 - turn if back else turn] += range(first, first + size)
+        first += size
+    return stages
+
+
+def _by_weight(shape: ModelShape, pipeline: int) -> list[list[int]]:
+    """Stages of equal cost, the head counted as so many layers as it has the parameters of, to the nearest layer."""
+    layer = sum(math.prod(size) for _, size in block_shapes(shape) if len(size) > 1)
+    head = shape.vocab_size * shape.hidden / layer
+    each = (shape.layers + head) / pipeline
+    cuts = [min(shape.layers, round(each * stage)) for stage in range(pipeline)] + [shape.layers]
+    return [list(range(cuts[stage], cuts[stage + 1])) for stage in range(pipeline)]
+
+
+@lru_cache(maxsize=65536)
+def _held(
+    shape: ModelShape, pipeline: int, chunks: int, schedule: str, tensor: int, expert: int, ranks: int,
+    expert_ranks: int, software: str,
+) -> tuple[Held, ...]:  # fmt: skip
+    first, last = _roots(shape)
+    spread = (tensor, expert, ranks, expert_ranks, software)
+    stages = stage_layers(shape, pipeline, chunks, schedule, software)
+    found = []
+    for stage, layers in enumerate(stages):
+        root = (first if stage == 0 else ()) + (last if stage == _last_stage(stages) else ())
+        if shape.tied_embeddings and pipeline > 1 and stage == _last_stage(stages) and stage != 0:
+            root += tuple(item for item in first if item[0] == "embed.weight")
+        blocks = [_sizes(shape, layer in _dense(shape), *spread) for layer in layers]
+        top = [_measure(item, shape, *spread) for item in root]
+        named = "embed.weight" if shape.tied_embeddings else "head.weight"
+        heads = [math.prod(local_size(*item, shape, tensor, expert)) for item in root if item[0] == named]
+        found.append(
+            Held(
+                layers=tuple(layers),
+                whole=sum(b.whole for b in blocks) + sum(whole for whole, _ in top),
+                shard=sum(b.shard for b in blocks) + sum(shard for _, shard in top),
+                block=max((b.whole for b in blocks), default=0),
+                root=sum(whole for whole, _ in top),
+                root_shard=sum(shard for _, shard in top),
+                head=heads[0] if heads and stage == _last_stage(stages) else 0,
+                matrices=max((b.matrices for b in blocks), default=0),
+                tensors=sum(b.tensors for b in blocks) + len(root),
+            )
+        )
+    return tuple(found)
+
+
+def _last_stage(stages: list[list[int]]) -> int:
+    """The stage with the last layer, which also has the head: the first one in a V."""
+    final = max((layer for stage in stages for layer in stage), default=0)
+    return next((number for number, stage in enumerate(stages) if final in stage), len(stages) - 1)
+
+
+def _dense(shape: ModelShape) -> range:
+    return range(shape.layers if shape.experts is None else shape.experts.dense_layers)
+
+
+@lru_cache(maxsize=256)
+def _roots(shape: ModelShape) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
+    """Parameters of no block, before and after the blocks."""
+    found = parameter_shapes(shape)
+    inside = [place for place, (name, _) in enumerate(found) if name.startswith("blocks.")]
+    return tuple(found[: inside[0]]), tuple(found[inside[-1] + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    whole: int
+    shard: int
+    matrices: int
+    tensors: int
+
+
+@lru_cache(maxsize=65536)
+def _sizes(
+    shape: ModelShape, dense: bool, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str
+) -> _Block:
+    items = block_shapes(shape, 0 if dense else shape.layers - 1)
+    parts = [_measure(item, shape, tensor, expert, ranks, expert_ranks, software) for item in items]
+    if software not in _BY_TENSOR:
+        # One flat buffer: the tensors' own ends do not matter.
+        flat = [(whole, whole / (expert_ranks if name.startswith("experts") else ranks))
+                for (name, _), (whole, _) in zip(items, parts, strict=True)]  # fmt: skip
+        shard = math.ceil(sum(part for _, part in flat))
+    else:
+        shard = sum(part for _, part in parts)
+    # Of the experts' grouped products one matrix stands for all.
+    matrices = sum(math.prod(local_size(*item, shape, tensor, expert)[-2:]) for item in items if len(item[1]) > 1)
+    return _Block(sum(whole for whole, _ in parts), shard, matrices, len(items))
+
+
+def _measure(
+    item: Named, shape: ModelShape, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str
+) -> tuple[int, int]:
+    """Elements of one tensor on a rank: to compute with, and on the fullest of the ranks that share it."""
+    name, size = item
+    local = local_size(name, size, shape, tensor, expert)
+    whole = math.prod(local)
+    sharing = expert_ranks if name.startswith("experts") else ranks
+    if software not in _BY_TENSOR:
+        return whole, math.ceil(whole / sharing)
+    # Experts that are fewer than the ranks that share them are split along their rows.
+    by = 1 if name.startswith("experts") and local[0] < sharing and len(local) > 2 else 0
+    rows = -(-local[by] // sharing)
+    return whole, whole // local[by] * rows
