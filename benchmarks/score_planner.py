@@ -176,18 +176,29 @@ def told_skipped(skipped: list[Skipped]) -> None:
         print(f"not scored: {table}: {number} row{'s' if number > 1 else ''}: {why}")
 
 
-def readme_table(scores: dict[str, Score], cross: dict[str, float], search: dict[str, tuple[int, float, float]]) -> str:
-    """The error table in Markdown."""
-    lines = [
-        "| time of a step | rows | error | other sizes only | constant MFU | in the 80% interval |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, one in scores.items():
-        if name in NAMES:
-            apart = f"{cross[name]:.1%}" if name in cross else ""
-            lines.append(
-                f"| {NAMES[name]} | {one.rows} | {one.mape:.1%} | {apart} | {one.null_mape:.1%} | {one.coverage:.0%} |"
-            )
+OTHER_NAMES = {
+    "d1_torchtitan.memory": "peak memory, torchtitan", "d2_simumax_b200_time_memory.memory": "peak memory, Megatron-LM",
+    "d6_nanotron_best_configs.memory": "peak memory, nanotron",
+    "g1_inference_throughput.tokens_per_second": "serving, TensorRT-LLM: tokens/s",
+    "g2_mlenergy_inference_energy.tokens_per_second": "serving, vLLM: tokens/s",
+    "g2_mlenergy_inference_energy.joules_per_token": "serving, vLLM: joules a token",
+    "e_training_cost_energy_carbon.MWh": "published MWh from published hours and watts",
+    "e_training_cost_energy_carbon.tCO2": "published tCO2 from published MWh and grid",
+}  # fmt: skip
+
+
+def readme_table(
+    scores: dict[str, Score],
+    beside: dict[str, Score],
+    cross: dict[str, float],
+    search: dict[str, tuple[int, float, float]],
+) -> str:
+    """The error tables in Markdown."""
+    head = "rows | error | worst | other sizes only | null | in the 80% interval |"
+    lines = [f"| time of a step (null: constant MFU) | {head}", "|---|---|---|---|---|---|---|"]
+    lines += [_line(NAMES[name], one, cross.get(name)) for name, one in scores.items() if name in NAMES]
+    lines += ["", f"| memory, serving, bookkeeping | {head}", "|---|---|---|---|---|---|---|"]
+    lines += [_line(OTHER_NAMES[name], one, None) for name, one in beside.items() if name in OTHER_NAMES]
     if search:
         groups = sum(n for n, _, _ in search.values())
         mean = sum(n * m for n, m, _ in search.values()) / groups
@@ -196,6 +207,11 @@ def readme_table(scores: dict[str, Score], cross: dict[str, float], search: dict
             f"Of {groups} groups of measured layouts the planner takes one that reaches {mean:.1%} of the best.",
         ]
     return "\n".join(lines)
+
+
+def _line(name: str, one: Score, apart: float | None) -> str:
+    cells = ["" if value is None else f"{value:.1%}" for value in (apart, one.null_mape)]
+    return f"| {name} | {one.rows} | {one.mape:.1%} | {one.worst:+.0%} | {' | '.join(cells)} | {one.coverage:.0%} |"
 
 
 def write_readme(path: Path, table: str) -> None:
@@ -246,7 +262,7 @@ def main() -> int:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(content, indent=1) + "\n")
     if args.readme is not None:
-        write_readme(args.readme, readme_table(scores, cross, search))
+        write_readme(args.readme, readme_table(scores, beside, cross, search))
     print(f"\nwritten: {args.json}")
     return 0
 
