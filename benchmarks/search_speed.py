@@ -79,7 +79,7 @@ def price_once(model: str, on: str, software: str) -> dict[str, Any]:
         for micro in space.divisors(sequences // layout.data_ranks)
         for setting in space.levers(base, cluster, settings.tree)
         for again in space.recomputations(base, settings.tree)
-        if not legal.by_batch(layout, sequences // layout.data_ranks // micro)
+        if not legal.by_batch(layout, sequences // layout.data_ranks // micro, base.software)
     ]  # fmt: skip
     recipes = list(itertools.islice(each, PRICED))
     begin = time.process_time()

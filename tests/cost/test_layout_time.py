@@ -104,20 +104,28 @@ def test_sequence_parallel_sends_the_same_bytes():
     sums = []
     for sequence in (False, True):
         sent = collectives(asked, cluster, recipe(tensor=8, sequence_parallel=sequence))
-        sums.append(sum(c.sent_bytes * c.count for c in sent if c.axis == "tensor"))
+        sums.append(sum(c.sent_bytes * c.count for c in sent if c.unit == "stream"))
     assert sums[0] == pytest.approx(sums[1])
-    # Two sums each way of (tokens x hidden) in 16 bits: 4 x 2 (t - 1) / t of it for each layer and microbatch.
-    assert sums[0] == pytest.approx(4 * 2 * 7 / 8 * 4096 * 4096 * 2 * 16 * 8)
+    # Two sums each way of (tokens x hidden) in 16 bits for each layer, one for the embedding and one for the head; of
+    # each a rank sends 2 (t - 1) / t, in each of 8 microbatches.
+    assert sums[0] == pytest.approx((4 * 16 + 2) * 2 * 7 / 8 * 4096 * 4096 * 2 * 8)
 
 
-def test_recomputing_everything_repeats_the_forward_sums_and_selective_does_not():
+@pytest.mark.parametrize(("software", "again"), [("megatron", 2 * 16), ("torchtitan", 16)])
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_recomputing_everything_repeats_the_forward_sums_and_selective_does_not(software, again, sequence_parallel):
+    """torch's checkpoint stops before the sum that ends a block; with sequence parallelism a sum is two halves."""
     asked, cluster = job(LARGE, sequence_length=4096), gpus(8)
 
     def sums(recompute):
-        sent = collectives(asked, cluster, recipe(tensor=8, recompute=recompute))
-        return sum(c.sent_bytes * c.count for c in sent if c.axis == "tensor")
+        how = recipe(tensor=8, recompute=recompute, software=software, sequence_parallel=sequence_parallel)
+        sent = collectives(asked, cluster, how)
+        each = 2 * 7 / 8 * 4096 * 4096 * 2 * 8
+        return sum(c.sent_bytes * c.count for c in sent if c.unit == "stream") / each
 
-    assert sums("none") == sums("selective") == pytest.approx(sums("full") / 1.5)
+    assert sums("none") == sums("selective") == pytest.approx(4 * 16 + 2)
+    halves = 0.5 * 16 if sequence_parallel and software == "torchtitan" else 0
+    assert sums("full") == pytest.approx(4 * 16 + 2 + again + halves)
 
 
 def test_zero_stages_differ_in_what_they_send():

@@ -7,6 +7,7 @@ is normalised by the targets of all ranks together, and gradients are clipped by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
-from thrifty.trainer.build import build
+from thrifty.trainer.build import Built, build
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.world import World
 
@@ -30,7 +32,8 @@ GPT: dict[str, Any] = {
     "mlp": "gelu", "positions": "learned", "tied_embeddings": True, "bias": "all",
 }  # fmt: skip
 QWEN: dict[str, Any] = LLAMA | {"qk_norm": True, "tied_embeddings": True, "bias": "qkv"}
-SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN}
+ODD: dict[str, Any] = QWEN | {"vocab_size": 131}  # divided by no axis
+SHAPES = {"llama": LLAMA, "gpt": GPT, "qwen": QWEN, "odd": ODD, "deep": QWEN | {"layers": 8}}
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Case:
     Attributes:
         sequences: in a step, over all ranks; micro of them in a forward pass of a rank.
         steps: taken by the optimizer before the last one's loss and gradients are kept.
+        stages: layers of each part of a pipeline where they are not spread evenly.
     """
 
     shape: str = "llama"
@@ -52,6 +56,7 @@ class Case:
     exchange: str = "fp32"
     clip: float = 0.0
     steps: int = 1
+    stages: tuple[range, ...] | None = None
 
     @property
     def job(self) -> Job:
@@ -89,52 +94,99 @@ def batch_of(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, targets
 
 
-def take_steps(case: Case) -> Result:
-    """On this rank; everybody returns the same."""
+def take_steps(case: Case, look: Callable[[Built], None] | None = None) -> Result:
+    """On this rank; everybody returns the same. `look` sees what is built before the last gradients are gathered."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, case.dtype))
     try:
-        return _take_steps(case)
+        return _take_steps(case, look)
     finally:
         torch.set_default_dtype(before)
 
 
-def _take_steps(case: Case) -> Result:
-    ranks = case.recipe.layout.ranks
-    rank = dist.get_rank() if ranks > 1 else 0
-    world = World(rank, ranks, rank, ranks, torch.device("cpu"))
-    built = build(case.job, case.recipe, world)
+def _take_steps(case: Case, look: Callable[[Built], None] | None) -> Result:
+    built, world = build_case(case)
     losses, norm = [], 0.0
     for step in range(case.steps):
         if step:
-            built.optimizer.step()
+            update(built)
         built.optimizer.zero_grad(set_to_none=True)
-        loss, norm = _one_step(case, built, world, step)
+        loss, norm = one_step(case, built, world, step)
         losses.append(loss)
-    gradients = {name: _whole(p.grad) for name, p in built.model.named_parameters()}
+    if look is not None:
+        look(built)
+    gradients = gathered({name: whole(p.grad) for name, p in built.model.named_parameters()}, built)
     return Result(losses, norm, gradients)
 
 
-def _one_step(case: Case, built: Any, world: World, step: int) -> tuple[float, float]:
+def update(built: Built) -> None:
+    """The optimizer's step."""
+    built.optimizer.step()
+    if built.tied is not None:
+        built.tied.follow()
+
+
+def gathered(tensors: dict[str, torch.Tensor], built: Built) -> dict[str, torch.Tensor]:
+    """Those of all stages, on every rank."""
+    if built.pipeline is None:
+        return tensors
+    held: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, tensors)
+    return {name: tensor for one in held for name, tensor in one.items()}
+
+
+def build_case(case: Case) -> tuple[Built, World]:
+    """What the trainer builds for this rank, among the ranks of the pool."""
+    ranks = case.recipe.layout.ranks
+    rank = dist.get_rank() if ranks > 1 else 0
+    world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
+    return build(case.job, case.recipe, world, case.stages), world
+
+
+def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:
+    """Loss and gradient norm of a step, whose gradients are left clipped in the parameters."""
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
-    recipe, total = case.recipe, 0.0
-    for i in range(recipe.accumulation):
-        first = (i * world.size + world.rank) * case.micro
-        rows = slice(first, first + case.micro)
-        set_last_microbatch(built.model, i == recipe.accumulation - 1)
-        loss = built.model(tokens[rows], targets[rows])
-        (loss * world.size / counted).backward()
-        total += float(loss.detach())
+    recipe = case.recipe
+    scale = world.data_ranks / counted
+    mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
+    rows = [slice(first, first + case.micro) for first in mine]
+    if built.pipeline is not None:
+        together = (torch.cat([all_of_them[part] for part in rows]) for all_of_them in (tokens, targets))
+        losses = built.pipeline.step(*together, scale)
+    else:
+        losses = []
+        for i, part in enumerate(rows):
+            set_last_microbatch(built.model, i == recipe.accumulation - 1)
+            losses.append(built.model(tokens[part], targets[part]))
+            (losses[-1] * scale).backward()
+    total = sum(float(loss.detach()) for loss in losses) * world.counts_loss
+    for finish in built.finish:
+        finish()
     if world.size > 1:
         message = torch.tensor([total], dtype=torch.float64)
         dist.all_reduce(message)
         total = float(message)
-    norm = clip_gradients(list(built.model.parameters()), case.clip, built.shard_group)
+    norm = clip_gradients(list(built.model.parameters()), case.clip, built.norm_groups, built.counted_elsewhere)
     return total / counted, float(norm)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]]:
+    """What this rank of a pipeline computed in one step, in order, and the messages and collectives it started."""
+    built, _ = build_case(case)
+    tokens, targets = batch_of(case, 0)
+    assert built.pipeline is not None and case.recipe.layout.data_ranks == 1
+    with TrafficCounter(lambda _: "link") as traffic:
+        built.pipeline.step(tokens, targets, 1.0)
+        for finish in built.finish:
+            finish()
+        clip_gradients(list(built.model.parameters()), case.clip, built.norm_groups, built.counted_elsewhere)
+        calls = {(kind, group, size): count for (kind, group, size, _), count in traffic.calls.items()}
+    return [(span.kind, span.part, span.microbatch) for span in built.pipeline.events], calls
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the whole tensor, on every rank that holds a part of it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 

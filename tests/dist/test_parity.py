@@ -17,6 +17,17 @@ LAYOUTS = [
     {"shard": 2, "reshard_after_forward": False},
     {"shard": 4},
     {"island": 2, "shard": 2},
+    {"tensor": 2},
+    {"tensor": 2, "sequence_parallel": False},
+    {"tensor": 4},
+    {"tensor": 4, "sequence_parallel": False},
+    {"shard": 2, "tensor": 2},
+    {"shard": 2, "tensor": 2, "sequence_parallel": False},
+    {"island": 2, "tensor": 2},
+    {"island": 2, "shard": 2, "tensor": 2},
+    {"pipeline": 2, "tensor": 2},
+    {"pipeline": 2, "tensor": 2, "sequence_parallel": False, "schedule": "zbv", "interleave": 2},
+    {"pipeline": 2, "shard": 2, "tensor": 2, "schedule": "zero_bubble"},
 ]
 
 
@@ -27,7 +38,7 @@ def alone(case: Case) -> Result:
 
 
 def reference(case: Case) -> Result:
-    return alone(_Hashable(**vars(replace(case, layout={}, micro=case.sequences))))
+    return alone(_Hashable(**vars(replace(case, layout={}, micro=case.sequences, stages=None))))
 
 
 class _Hashable(Case):
@@ -55,7 +66,7 @@ def test_in_fp32_they_differ_by_rounding(pool, layout):
         assert compare(reference(case), result, bound("float32", TERMS, LLAMA["layers"])) == []
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=named)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:3], {"tensor": 2}, {"shard": 2, "tensor": 2}], ids=named)
 def test_in_bf16_they_differ_by_its_rounding(pool, layout):
     """Weights' gradients are rounded to bf16 for each rank's tokens apart before they are summed in fp32."""
     case = Case(layout=layout, dtype="float32", precision="bf16")
@@ -63,8 +74,18 @@ def test_in_bf16_they_differ_by_its_rounding(pool, layout):
         assert compare(reference(case), result, 8 * 2.0**-8) == []
 
 
-@pytest.mark.parametrize("layout", [{"shard": 2}, {"island": 2, "shard": 2}], ids=named)
-@pytest.mark.parametrize("shape", ["llama", "gpt"])
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ({"shard": 2}, "llama"),
+        ({"island": 2, "shard": 2}, "gpt"),
+        ({"tensor": 2}, "qwen"),
+        ({"shard": 2, "tensor": 2}, "gpt"),
+        ({"shard": 2, "tensor": 2, "sequence_parallel": False}, "odd"),
+        ({"island": 2, "shard": 2, "tensor": 2}, "qwen"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else named(value),
+)
 def test_twenty_steps_with_clipping_and_accumulation(pool, layout, shape):
     """Rounding grows with each step; twenty times one step's bound is generous in fp64 and still far below any bug."""
     case = Case(shape=shape, layout=layout, clip=0.3, steps=20, recompute="full")

@@ -34,6 +34,8 @@ def test_the_global_generator_and_the_order_do_not_matter():
     backwards = Transformer(SHAPE)
 
     class Reversed(nn.Module):
+        shape = SHAPE
+
         def named_parameters(self, *args, **kwargs):
             return iter(reversed(list(backwards.named_parameters())))
 

@@ -263,11 +263,13 @@ def test_a_tied_weight_gets_the_gradient_of_both_its_uses():
 def test_recomputing_changes_no_bit(precision):
     shape = shape_of("qwen3")
     tokens, targets = tokens_of(shape), tokens_of(shape, seed=1)
-    kept, again = (randomised(shape, torch.float32, precision=precision, recompute=r) for r in (False, True))
-    for model in (kept, again):
+    modes = ("none", "selective", "full")
+    kept, *again = (randomised(shape, torch.float32, precision=precision, recompute=mode) for mode in modes)
+    for model in (kept, *again):
         model(tokens, targets).backward()
-    for a, b in zip(kept.parameters(), again.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
+    for other in again:
+        for a, b in zip(kept.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
 
 
 def kept_storages(forward: Callable[[], Tensor], apart: Iterable[Tensor]) -> list[Tensor]:
@@ -290,22 +292,23 @@ def test_recomputing_keeps_one_activation_per_block():
     shape = shape_of("llama2", layers=4)
     tokens, targets = tokens_of(shape), tokens_of(shape, seed=1)
 
-    def saved_bytes(recompute: bool) -> int:
+    def saved_bytes(recompute: str) -> int:
         model = Transformer(shape, recompute=recompute)
         kept = kept_storages(lambda: model(tokens, targets), model.parameters())
         return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
     block_input = tokens.numel() * shape.hidden * 4
-    assert saved_bytes(True) - 4 * block_input < saved_bytes(False) / 4
+    assert saved_bytes("full") - 4 * block_input < saved_bytes("none") / 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize(("precision", "seq"), [("fp32", 64), ("bf16", 192), ("bf16", 576)])
-def test_a_block_keeps_what_the_guide_lists(family, precision, seq):
+def test_a_block_keeps_what_the_guide_lists(family, precision, seq, recompute):
     """docs/model.md, section "What a block keeps for its backward pass"; the cost model counts the same."""
     s = shape_of(family, layers=1, max_positions=600)
     dtype, c = (torch.bfloat16, 2) if precision == "bf16" else (torch.float32, 4)
-    block = Transformer(s, precision=precision).blocks[0]
+    block = Transformer(s, precision=precision, recompute=recompute).blocks[0]
     context = make_context(s, s.window(0), seq, 0, dtype, torch.device("cpu"))
     x = torch.randn(3, seq, s.hidden, dtype=dtype, requires_grad=True)
     apart = [*block.parameters(), *(context.rope or ()), *([] if context.mask is None else [context.mask])]
@@ -315,14 +318,10 @@ def test_a_block_keeps_what_the_guide_lists(family, precision, seq):
 
     inner, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     expected = 4 * c * s.hidden + 2 * (4 if s.norm == "rmsnorm" else 2 * c) + c * (2 * inner + 2 * kv)
-    if precision == "bf16" and seq <= 512 and s.sliding_window is None:
-        expected += 2 * s.heads * (seq + 64) // 2
-    elif precision == "fp32" and s.sliding_window is None:
-        expected += 4 * s.heads * seq
-    else:
-        expected += 4 * s.heads
-    if s.qk_norm:
-        expected += c * (inner + kv) + 4 * (s.heads + s.kv_heads)
+    if recompute == "none":
+        short = {"bf16": (seq + 64) // 2 * (seq <= 512), "fp32": seq}[precision] if s.sliding_window is None else 0
+        expected += s.heads * (c * short if short else 4)
+        expected += c * (inner + kv) + 4 * (s.heads + s.kv_heads) if s.qk_norm else 0
     expected += c * s.ffn * (3 if s.mlp == "swiglu" else 2)
     assert total == 3 * seq * expected
 

@@ -78,7 +78,7 @@ def every_layout(job: Job, ranks: int, per_node: int, software: str) -> Iterator
 
 def schedules(layers: int) -> list[tuple[str, int]]:
     """Of a stage with so many layers."""
-    return [("gpipe", 1), ("1f1b", 1), ("zbv", 2), *([] if layers % 2 else [("interleaved", 2)])]
+    return [("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("zbv", 2), *([] if layers % 2 else [("interleaved", 2)])]
 
 
 def every_recipe(job: Job, cluster: Cluster, base: Recipe) -> Iterator[Recipe]:
@@ -138,7 +138,7 @@ def test_bounds_are_below_every_recipe_that_they_stand_for(
         return
     bounds = Bounds(job, cluster, base)
     micros = space.divisors(base.batch.sequences // layout.data_ranks)
-    sizes = [m for m in micros if not legal.by_batch(layout, 16 // (m * layout.data_ranks))]
+    sizes = [m for m in micros if not legal.by_batch(layout, 16 // (m * layout.data_ranks), software)]
     recipes = [
         base.model_copy(update={"layout": layout, "batch": Batch(sequences=16, micro_sequences=m)}) for m in sizes
     ]

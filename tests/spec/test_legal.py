@@ -21,6 +21,7 @@ def recipe(layout=None, sequences=32, micro=1, **rest):
     return Recipe(**{"software": "megatron", "layout": Layout(**(layout or {})), "batch": batch} | rest)
 
 
+ZERO_BUBBLE = {"pipeline": 2, "schedule": "zero_bubble"}
 EXPERTS = Experts(count=8, active=2, ffn=32)
 
 
@@ -49,7 +50,18 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
             "layout.zero",
             "DeepSpeed does not combine pipelines with ZeRO-3",
         ),
-        (job(), recipe({"tensor": 2}, software="thrifty"), "layout.tensor", "the trainer runs tensor 1, not 2"),
+        (
+            job(kv_heads=2),
+            recipe({"tensor": 4, "zero": 3}, software="thrifty"),
+            "layout.tensor",
+            "the trainer splits key/value heads: tensor 4 does not divide 2",
+        ),
+        (
+            job(),
+            recipe({"tensor": 2, "tensor_overlap": True, "zero": 3}, software="thrifty"),
+            "layout.tensor_overlap",
+            "the trainer runs tensor_overlap False",
+        ),
         (job(), recipe({"zero": 1, "shard": 2}, software="thrifty"), "layout.zero", "the trainer runs zero 3"),
         (job(), recipe({"shard": 2}), "layout.zero", "Megatron-LM runs zero 0 or 1, not 3"),
         (job(), recipe({"shard": 2, "zero": 1}, software="torchtitan"), "layout.zero", "torchtitan runs zero 3"),
@@ -75,7 +87,16 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
         (job(), recipe(exchange={"bits": 8}, software="accelerate"), "exchange.bits", "runs exchange.bits none"),
         (job(), recipe(exchange={"local_steps": 8}), "exchange.local_steps", "local_steps 1, not 8"),
         (job(), recipe(precision="fp8", software="thrifty"), "precision", "the trainer runs precision fp32 or bf16"),
-        (job(), recipe(recompute="selective", software="thrifty"), "recompute", "the trainer runs recompute none"),
+        (
+            job(),
+            recipe({"pipeline": 4}, sequences=2, software="thrifty"),
+            "layout.schedule",
+            "each of the 4 stages, not 2",
+        ),
+        (job(), recipe(ZERO_BUBBLE, sequences=5, software="thrifty"), "layout.schedule", "multiples of the 2 stages"),
+        (job(), recipe(ZERO_BUBBLE, compile=True, software="thrifty"), "recipe.compile", "backward pass in two"),
+        (job(), recipe(ZERO_BUBBLE, recompute="full", software="thrifty"), "recipe.recompute", "backward pass in two"),
+        (job(), recipe({"schedule": "gpipe"}, software="thrifty"), "layout.schedule", "there is none"),
         (job(experts=EXPERTS), recipe(software="thrifty"), "job.model", "dense decoders, not experts"),
         (job(kind="encoder"), recipe(software="thrifty"), "job.model", "not kind encoder"),
     ],
@@ -92,6 +113,7 @@ def test_a_recipe_that_cannot_run_is_refused(wanted, how, key, what):
     [
         (job(), recipe(software="thrifty")),
         (job(), recipe({"island": 2, "shard": 4, "reshard_after_forward": False}, software="thrifty")),
+        (job(), recipe({"pipeline": 2, "shard": 2, "schedule": "zbv", "interleave": 2}, software="thrifty")),
         (job(), recipe({"tensor": 4, "pipeline": 2, "context": 2, "shard": 2, "zero": 1})),
         (job(), recipe({"tensor": 2, "tensor_overlap": True, "shard": 2}, software="torchtitan", compile=True)),
         (job(), recipe({"shard": 4, "zero": 2}, software="deepspeed")),
@@ -127,7 +149,7 @@ def test_the_three_questions_together_are_the_whole_one():
                 apart = (
                     legal.by_layout(job(), how.layout, how.software)
                     or legal.by_levers(how)
-                    or legal.by_batch(how.layout, how.accumulation)
+                    or legal.by_batch(how.layout, how.accumulation, how.software)
                 )
                 assert legal.illegal(job(), how) == apart
 

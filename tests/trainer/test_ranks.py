@@ -77,6 +77,27 @@ def test_two_processes_train_like_one_and_resume_like_each_other(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"tensor": 2, "sequence_parallel": False}])
+def test_two_tensor_ranks_train_like_one_process(make_plan: Make, documents: str, tmp_path: Path, layout: dict) -> None:
+    """Both see every sample: the loss, validation too, counts each once; what they send is what was predicted."""
+    data = {"path": documents, **DOCUMENTS}
+    one = make_plan(data=data, steps=12)
+    both = make_plan(data=data, steps=12, recipe={"layout": layout, "recompute": "selective"})
+    for name, plan in (("one", one), ("two", both)):
+        write_plan(plan, tmp_path / f"{name}.yaml")
+        done = run("train", tmp_path / f"{name}.yaml", "--run-dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    for split in ("train", "val"):
+        assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), rel=1e-4)
+    bill = RunFolder(tmp_path / "two").read_bill()
+    predicted, measured = bill["predicted"], bill["measured"]
+    assert measured.tokens.value == predicted.tokens.value
+    assert measured.link_bytes["intra_node"].value == pytest.approx(predicted.link_bytes["intra_node"].value, rel=1e-9)
+    # The model of that run, whole, in one process.
+    done = run("generate", tmp_path / "two", "--prompt", "the", "--tokens", 2)
+    assert done.returncode == 0, done.stderr
+
+
 def ranks_of(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
     """The rank processes that the launcher started."""
     deadline = time.monotonic() + 60

@@ -27,6 +27,7 @@ def command(
     from thrifty.cli.common import print_json
     from thrifty.report import output, terminal
     from thrifty.report.ledger import read_ledger
+    from thrifty.report.timeline import timeline_text
     from thrifty.spec.errors import ThriftyError
 
     if html is not None and no_html:
@@ -40,4 +41,5 @@ def command(
         return
     out = terminal.console()
     terminal.print_report(out, ledger)
+    terminal.print_timeline(out, timeline_text(ledger.plan, ledger.root))
     terminal.print_page(out, page, missing)

@@ -156,11 +156,14 @@ def _before(plan: Plan, root: Path) -> str:
 def _after(outcome: Outcome, root: Path) -> None:
     """The bill, predicted beside measured."""
     from thrifty.report.ledger import read_ledger
-    from thrifty.report.terminal import console, print_report
+    from thrifty.report.terminal import console, print_report, print_timeline
+    from thrifty.report.timeline import timeline_text
 
     if outcome.stopped is not None:
         typer.echo(
             f"stopped early: {outcome.stopped}; a checkpoint is kept, continue with: thrifty train {root} --resume"
         )
-    print_report(console(), read_ledger(root))
+    ledger = read_ledger(root)
+    print_report(console(), ledger)
+    print_timeline(console(), timeline_text(ledger.plan, root))
     typer.echo(f"\nnext: thrifty report {root} (page)   thrifty generate {root} --prompt ... (sample)")

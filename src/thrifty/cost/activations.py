@@ -19,32 +19,49 @@ NVFP4_PLAIN_LAYERS = 0.15
 
 
 def activation_bytes_per_token(
-    shape: ModelShape, sequence_length: int, element: int, recompute: str, is_cpu: bool
-) -> float:
-    """Bytes that this trainer's forward pass keeps for the backward pass, for one token.
+    shape: ModelShape, sequence_length: int, element: int, recompute: str, is_cpu: bool, tensor: int = 1,
+    stream: int = 1,
+) -> float:  # fmt: skip
+    """Bytes that this trainer's forward pass keeps for the backward pass, for one token on one rank.
 
-    Each block's own, or under recomputation its input alone; and of the root the token ids, the last norm's input and
-    scale, and the gradient of the head's input, which the loss forms at once.
+    Each block's own, or under recomputation its input alone; and of the root the token ids (and under tensor
+    parallelism whether they are this rank's), the last norm's input and scale, and the gradient of the head's input,
+    which the loss forms at once.
+
+    Args:
+        tensor: ranks that split the heads and the MLP.
+        stream: ranks that split the residual stream (sequence parallel).
     """
-    inputs = element * shape.hidden
-    block = block_activation_bytes_per_token(shape, sequence_length, element, is_cpu) if recompute == "none" else inputs
-    return shape.layers * block + 8 + 2 * inputs + _norm_scale_bytes(shape, element)
+    inputs, scale = element * shape.hidden, _norm_scale_bytes(shape, element)
+    if recompute == "full":
+        block = inputs / stream
+    else:
+        block = block_activation_bytes_per_token(
+            shape, sequence_length, element, is_cpu, tensor, stream, recompute == "selective"
+        )
+    return shape.layers * block + (8 if tensor == 1 else 9) + (inputs + scale) / stream + inputs
 
 
-@lru_cache(maxsize=256)
-def block_activation_bytes_per_token(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
-    """Bytes that one of this trainer's blocks keeps for its backward pass, for one token.
+@lru_cache(maxsize=1024)
+def block_activation_bytes_per_token(
+    shape: ModelShape, sequence_length: int, element: int, is_cpu: bool, tensor: int = 1, stream: int = 1,
+    selective: bool = False,
+) -> float:  # fmt: skip
+    """Bytes that one of this trainer's blocks keeps for its backward pass, for one token on one rank.
 
     The inputs and outputs of both norms with their scales; queries, keys and values as attention reads them, its
     output and log-sum-exp; the MLP's inner tensors: gate, up and what is made of them, or GELU's input and output.
+    Selective recomputation keeps nothing between the projections of attention but their outputs.
     """
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * (2 * element * shape.hidden + _norm_scale_bytes(shape, element))
-    heads = element * (2 * query + 2 * kv) + shape.heads * _scores_bytes(shape, sequence_length, element, is_cpu)
-    if shape.qk_norm:
-        heads += element * (query + kv) + 4 * (shape.heads + shape.kv_heads)
+    width = element * shape.hidden
+    norms = 2 * (width / stream + _norm_scale_bytes(shape, element) / stream + width)
+    heads = float(element * (2 * query + 2 * kv))
+    if not selective:
+        heads += shape.heads * _scores_bytes(shape, sequence_length, element, is_cpu)
+        heads += element * (query + kv) + 4 * (shape.heads + shape.kv_heads) if shape.qk_norm else 0
     inner = element * shape.ffn * (3 if shape.mlp == "swiglu" else 2)
-    return norms + heads + inner
+    return norms + (heads + inner) / tensor
 
 
 def _scores_bytes(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:

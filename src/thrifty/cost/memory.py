@@ -27,7 +27,6 @@ from thrifty.cost.activations import (
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.habits import HABITS, Habits
 from thrifty.cost.held import FSDP, Held, States, held, states
-from thrifty.cost.params import Counts, counts
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
@@ -60,7 +59,7 @@ class Memory:
 
 def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
-    if recipe.software == "thrifty" and recipe.layout.pipeline * recipe.layout.context * recipe.layout.tensor == 1:
+    if recipe.software == "thrifty" and recipe.layout.pipeline * recipe.layout.context == 1:
         return _own(job, cluster, recipe)
     return _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
 
@@ -166,7 +165,7 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
     vocab = piece.head / shape.hidden
     ending = tokens * e * shape.hidden * (1 / stream + (1.0 if how.gathered else 1 / stream)) if is_last else 0.0
     if asked.software == "thrifty":
-        logits = logits_bytes(shape, int(tokens), e, False) * vocab / shape.vocab_size
+        logits = logits_bytes(shape.vocab_size, int(tokens), e, False) * vocab / shape.vocab_size
         at_loss = logits + 4.0 * piece.head  # the head's gradient is summed in fp32 over the chunks
     else:
         logits = at_loss = tokens * vocab * _logit_bytes(how, layout.tensor, asked.compiled)
@@ -287,21 +286,22 @@ def _gathered(asked: _Asked, piece: Held, fixed: States, e: int) -> _Moved:
 
 def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """This trainer's fully sharded runs, term by term as its meter counts them."""
-    total = counts(job.model, recipe.layout.shard)
+    piece = held(job.model, recipe.layout, "thrifty")[0]
     tokens = recipe.batch.micro_sequences * job.sequence_length
     element = ELEMENT_BYTES[recipe.precision]
     is_cpu = cluster.accelerator.kind == "cpu"
-    kept = tokens * activation_bytes_per_token(job.model, job.sequence_length, element, recipe.recompute, is_cpu)
+    layout = recipe.layout
+    split = (layout.tensor, layout.tensor if layout.sequence_parallel else 1)
+    asked = (job.model, job.sequence_length, element)
+    kept = tokens * activation_bytes_per_token(*asked, recipe.recompute, is_cpu, *split)
     # With recomputation one block at a time is there in full; in either case so are its own gradients.
-    inside = block_activation_bytes_per_token(job.model, job.sequence_length, element, is_cpu) * tokens
-    in_block = (
-        kept + (inside if recipe.recompute == "full" else 0) + working_bytes_per_token(job.model, element) * tokens
-    )
-    logits = logits_bytes(job.model, tokens, element, is_cpu)
-    fixed = 4.0 * total.shard
-    piece = held(job.model, recipe.layout, "thrifty")[0]
+    inside = block_activation_bytes_per_token(*asked, is_cpu, *split) * tokens
+    working = working_bytes_per_token(job.model, element) / layout.tensor * tokens
+    in_block = kept + (0 if recipe.recompute == "none" else inside) + working
+    logits = logits_bytes(-(-job.model.vocab_size // layout.tensor), tokens, element, is_cpu)
+    fixed = 4.0 * piece.shard
     optimizer = states(piece, "thrifty", recipe.precision, 3, recipe.optimizer.state_bits).optimizer
-    moments = _moments(total, recipe, element)
+    moments = _moments(piece, recipe, element)
     before = fixed if recipe.accumulation > 1 else 0.0  # gradients of the earlier microbatches
     most = max(before + kept + logits + moments.loss, before + in_block + moments.block, fixed + moments.end)
     runtime = cluster.accelerator.runtime_memory.value
@@ -326,13 +326,13 @@ def _reserved(allocated: float, keeps: float, room: float) -> float:
     return max(allocated, min(allocated * keeps, room))
 
 
-def logits_bytes(shape: ModelShape, tokens: int, element: int, is_cpu: bool) -> float:
+def logits_bytes(vocabulary: int, tokens: int, element: int, is_cpu: bool) -> float:
     """One chunk's logits in the compute dtype and their fp32 log-probabilities, which become their gradient.
 
     A CPU widens 16-bit logits into a tensor of their own before the softmax.
     """
     extra = 4 if is_cpu and element == 2 else 0
-    return float(chunk_rows(tokens, shape.vocab_size) * shape.vocab_size * (element + 4 + extra))
+    return float(chunk_rows(tokens, vocabulary) * vocabulary * (element + 4 + extra))
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,26 +348,26 @@ class _Moments:
     buffers: float
 
 
-def _moments(total: Counts, recipe: Recipe, element: int) -> _Moments:
+def _moments(piece: Held, recipe: Recipe, element: int) -> _Moments:
     """Gathered (or cast) parameters, and gradients before they are reduced.
 
     The root unit stays gathered from its forward to its backward pass. Of the blocks, two are gathered at once (one
     computes, the next is on its way), or all where they are not freed after the forward pass. The head's gradient is
     summed in fp32 beside the loss and waits for the root's reduction at the very end.
     """
-    head = 4.0 * total.head
+    head = 4.0 * piece.head
     # A chunk's part of it, and on one rank the head cast to the compute dtype.
-    chunk = float(element * total.head)
+    chunk = float(element * piece.head)
     if recipe.layout.ranks == 1:
-        casts = float(element * total.layers * total.matrices) if element == 2 else 0.0
+        casts = float(element * len(piece.layers) * piece.matrices) if element == 2 else 0.0
         now = chunk if element == 2 else 0.0
         return _Moments(loss=casts + head + chunk + now, block=casts + head, end=0.0, buffers=0.0)
     exchange = ELEMENT_BYTES[recipe.exchange.dtype]
-    alive = min(2, total.layers) if recipe.layout.reshard_after_forward else total.layers
-    gathered = float(element * (total.root + alive * total.block))
+    alive = min(2, len(piece.layers)) if recipe.layout.reshard_after_forward else len(piece.layers)
+    gathered = float(element * (piece.root + alive * piece.block))
     loss = gathered + head + chunk
-    inside = gathered + chunk + (element + exchange) * total.block
-    end = float(element * (2 * total.root + total.block) + exchange * (total.root + total.root_shard))
+    inside = gathered + chunk + (element + exchange) * piece.block
+    end = float(element * (2 * piece.root + piece.block) + exchange * (piece.root + piece.root_shard))
     return _Moments(loss=loss, block=inside, end=end, buffers=max(loss, inside, end))
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.params import Counts, counts
-from thrifty.cost.pipeline import bubble_seconds
+from thrifty.cost.pipeline import bubble_seconds, idle_seconds, part_seconds
+from thrifty.cost.stages import UnitTimes, balanced, placement, sends, unit_times
+from thrifty.cost.timeline import PartSeconds
 from thrifty.cost.traffic import Collective, collectives, units
 from thrifty.cost.work import split_of
 from thrifty.spec.cluster import Cluster
@@ -59,24 +61,19 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
 
     waits = dict.fromkeys(_MODEL_AXES, 0.0)
     for one in sent:
-        if one.axis in waits:
+        if one.axis in waits and one.phase != "step":
             waits[one.axis] += one.seconds * one.count
     waits["context"] = max(0.0, waits["context"] - computed.attention)  # the ring turns while attention computes
     if layout.tensor_overlap:
         waits["tensor"] *= constants.ASYNC_TENSOR_EXPOSED
-    handing = 2 * rank.profile.pipeline_seconds * times * layout.interleave if layout.pipeline > 1 else 0.0
-    waits["pipeline"] += handing
+    if layout.pipeline > 1:
+        waits["pipeline"] += 2 * rank.profile.pipeline_seconds * times * layout.interleave
+    bubble, waits["pipeline"] = _bubble(job, recipe, rank, stage, waits)
     waiting = sum(waits.values())
-
-    # The other stages have no head: a pipeline fills and drains at their pace.
-    number = job.model.layers / layout.pipeline
-    forward, backward, crossing = number * stage.block_forward, number * stage.block_backward, waiting / times
-    by_weight = stage.weight_share * (backward - stage.again)
-    ahead = forward + stage.again + crossing * (forward + stage.again) / (forward + backward)
-    back = backward - stage.again - by_weight + crossing * (backward - stage.again) / (forward + backward)
-    bubble = bubble_seconds(layout.pipeline, layout.schedule, layout.interleave, ahead, back, by_weight)
     layers = max(1, -(-job.model.layers // layout.pipeline))
-    exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, times, rank)
+    gathered = times if layout.pipeline == 1 else 1  # a stage gathers and reduces once a step
+    exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, gathered, rank)
+    exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
     held = sum(unit.elements * unit.number for unit in units(job.model, layout, recipe.software))
     owned = sum(unit.shard * unit.number for unit in units(job.model, layout, recipe.software)) if layout.zero else held
@@ -105,10 +102,39 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
         communication=exposed + waiting + bubble,
         optimizer=optimizer,
         data=host,
-        forward_microbatch=layout.pipeline * (stage.evaluated + around / 2),
+        forward_microbatch=_passed(recipe) * (stage.evaluated + around / 2),
         bubble=bubble,
         limits=limits,
     )
+
+
+def _bubble(job: Job, recipe: Recipe, rank: Rank, stage: _Stage, waits: dict[str, float]) -> tuple[float, float]:
+    """Idle time of a stage in one step, and what of the traffic between stages is waited for, in seconds."""
+    layout, times = recipe.layout, recipe.accumulation
+    if layout.pipeline == 1:
+        return 0.0, 0.0
+    if recipe.software == "thrifty":
+        # Other traffic of a layer makes it longer.
+        longer = 1 + (sum(waits.values()) - waits["pipeline"]) / (times * (sum(stage.forward) + sum(stage.backward)))
+        units = unit_times(job, recipe, rank)
+        parts = part_seconds(units, _split(job, recipe, units))
+        parts = tuple(PartSeconds(*(longer * seconds for seconds in part)) for part in parts)
+        messages = times * sum(sends(layout))
+        idle, waited = (idle_seconds(layout, times, parts, each) for each in (0.0, waits["pipeline"] / messages))
+        return idle, waited - idle
+    # The other stages have no head: a pipeline fills and drains at their pace.
+    number = job.model.layers / layout.pipeline
+    forward, backward = number * stage.block_forward, number * stage.block_backward
+    crossing = sum(waits.values()) / times
+    by_weight = stage.weight_share * (backward - stage.again)
+    ahead = forward + stage.again + crossing * (forward + stage.again) / (forward + backward)
+    back = backward - stage.again - by_weight + crossing * (backward - stage.again) / (forward + backward)
+    idle = bubble_seconds(layout.pipeline, layout.schedule, layout.interleave, ahead, back, by_weight)
+    return idle, waits["pipeline"]
+
+
+def _split(job: Job, recipe: Recipe, units: UnitTimes) -> tuple[range, ...]:
+    return balanced(job.model.layers, placement(recipe.layout), units.block, units.embedding, sum(units.head))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +159,15 @@ class _Stage:
 
 
 def _stage(job: Job, recipe: Recipe, rank: Rank) -> _Stage:
-    """The stage with the head: the last has most to do where layers are spread evenly."""
+    """The busiest stage: the last, which has the head, where layers are spread evenly."""
     shape, layout = job.model, recipe.layout
     split = split_of(layout)
+    number, ends = _share(job, recipe, rank)
     dense = shape.layers if shape.experts is None else shape.experts.dense_layers
     forward = backward = NOTHING
     again = 0.0
     root = root_forward_only = NOTHING
-    for sparse, layers in ((False, dense / layout.pipeline), (True, (shape.layers - dense) / layout.pipeline)):
+    for sparse, layers in ((False, number * dense / shape.layers), (True, number * (1 - dense / shape.layers))):
         if not layers:
             continue
         unit = unit_seconds(
@@ -152,13 +179,40 @@ def _stage(job: Job, recipe: Recipe, rank: Rank) -> _Stage:
         again += layers * sum(unit.block_again)
         root, root_forward_only = unit.root, unit.root_forward_only
     evaluated = sum(forward) + sum(root_forward_only) / layout.pipeline
-    number = shape.layers / layout.pipeline
     block_forward, block_backward = sum(forward) / number, sum(backward) / number
-    # A third of the head is its forward pass.
-    share = layout.pipeline if rank.profile.balanced else 1
-    forward, backward = _add(forward, root, 1 / 3 / share), _add(backward, root, 2 / 3 / share)
+    ends = (
+        ends
+        if ends is not None
+        else Parts(*(part / (layout.pipeline if rank.profile.balanced else 1) for part in root))
+    )
+    forward, backward = _add(forward, ends, 1 / 3), _add(backward, ends, 2 / 3)  # a third is the forward pass
     products = backward.products / max(1e-30, sum(backward))
     return _Stage(forward, backward, again, products / 2, block_forward, block_backward, evaluated)
+
+
+def _passed(recipe: Recipe) -> float:
+    """Stages that a forward pass without gradients waits for: all of them in turn, unless the next pass follows at
+    once, as this project's trainer does where each rank has one part."""
+    layout = recipe.layout
+    if recipe.software != "thrifty" or layout.interleave > 1:
+        return layout.pipeline
+    passes = -(-recipe.evaluation.sequences // (recipe.batch.micro_sequences * layout.data_ranks))
+    return 1 + (layout.pipeline - 1) / passes
+
+
+def _share(job: Job, recipe: Recipe, rank: Rank) -> tuple[float, Parts | None]:
+    """Layers of the busiest stage, and what it has of embedding and head where that is known."""
+    layout = recipe.layout
+    if layout.pipeline == 1 or recipe.software != "thrifty":
+        return job.model.layers / layout.pipeline, None
+    units = unit_times(job, recipe, rank)
+    split = _split(job, recipe, units)
+    found = []
+    for mine in placement(layout):
+        ends = NOTHING._replace(elementwise=units.embedding if 0 in mine else 0.0)
+        ends = _add(ends, units.head, 1.0 if len(split) - 1 in mine else 0.0)
+        found.append((sum(len(split[part]) for part in mine), ends))
+    return max(found, key=lambda one: one[0] * units.block + sum(one[1]))
 
 
 def _add(one: Parts, other: Parts, times: float) -> Parts:

@@ -7,14 +7,18 @@ bytes over the slowest hop's bandwidth.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.held import held, sharing_ranks
+from thrifty.cost.held import held, local_size, sharing_ranks
+from thrifty.cost.params import parameter_shapes
 from thrifty.cost.profiles import profile
+from thrifty.cost.stages import sends
+from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Exchange, Layout, Recipe
@@ -23,14 +27,19 @@ Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send
 Axis = Literal["tensor", "context", "expert", "shard", "pipeline", "island"]
 AXES: tuple[Axis, ...] = ("tensor", "context", "expert", "shard", "pipeline", "island")
 LINKS = ("intra_node", "inter_node", "inter_island")
+# Compute a block again by torch's checkpoint, which stops at the last tensor that the backward pass needs: the sum that
+# ends the block is not made again. Megatron-LM runs it to its end.
+STOPS_EARLY = ("thrifty", "torchtitan", "accelerate")
 
 
 class Collective(NamedTuple):
     """One kind of collective of a step. A tuple, since a search makes some for every recipe and tuples are made fast.
 
     Attributes:
-        unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping), or
-            the activations of an axis: `attention`, `mlp`, `experts`, `keys`, `stage`.
+        unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping),
+            `whole` (gradients of what every tensor rank holds whole), `tied` (the gradient of an embedding that two
+            stages hold), or the activations of an axis: `stream` (the residual stream), `loss`, `experts`, `keys`,
+            `stage`.
         phase: `forward`, `backward`, or `step` for what happens once a step.
         axis: of the layout, whose ranks take part.
         group: how many they are.
@@ -135,7 +144,8 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     rings = tuple((a, Hop(h.link, h.bandwidth, h.latency * how.latency)) for a, h in zip(axes, found, strict=True))
     shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
     asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
-    moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.recompute, *asked)
+    way = (recipe.recompute, recipe.software in STOPS_EARLY)
+    moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
     return (*_data_parallel(job.model, recipe.software, recipe.exchange, *asked), *moved)
 
 
@@ -159,12 +169,14 @@ def _data_parallel(
         outside *= gathered if phase != "step" else 1.0
         found.append(collective(kind, unit, phase, axis, payload, count, ring[axis], group, (inside, outside)))
 
+    # A stage of a pipeline keeps its parameters gathered, and its gradients whole, until its last backward pass.
+    often = accumulation if layout.pipeline == 1 else 1
     for unit in units(shape, layout, software):
-        each, size, shard = unit.number * accumulation, unit.elements, unit.shard
+        each, size, shard = unit.number * often, unit.elements, unit.shard
         if n > 1 and layout.zero == 3:
             add("all_gather", unit.name, "forward", "shard", shard * compute, each)
             # The root stays gathered between its forward and backward pass.
-            if layout.reshard_after_forward and unit.name == "block":
+            if layout.reshard_after_forward and layout.pipeline == 1 and unit.name == "block":
                 add("all_gather", unit.name, "backward", "shard", shard * compute, each)
             add("reduce_scatter", unit.name, "backward", "shard", n * shard * reduced, each)
         elif n > 1 and layout.zero == 0:
@@ -176,9 +188,35 @@ def _data_parallel(
         if layout.island > 1:
             crossing = (size if layout.zero == 0 else shard) * (exchange.bits / 8 if exchange.bits else reduced)
             add("all_reduce", unit.name, "step", "island", crossing, unit.number / exchange.local_steps)
+    if layout.pipeline > 1:
+        path = ring["pipeline"]
+        if shape.tied_embeddings and layout.schedule != "zbv":
+            head = shape.vocab_size * shape.hidden / layout.tensor
+            payload = 4 * (-(-shape.vocab_size // n) * shape.hidden if layout.tensor == 1 else head / n)
+            found.append(collective("all_reduce", "tied", "step", "pipeline", payload, 1, path, 2, shares[:2]))
+        found.append(collective("all_reduce", "norm", "step", "pipeline", 4, 1, path, layout.pipeline, shares[:2]))
     if n > 1:
         add("all_reduce", "norm", "step", "shard", 4, 1)
+    if layout.tensor > 1:
+        whole = _partial_elements(shape, layout)
+        for unit_name, payload in (("whole", 4.0 * whole), ("norm", 4.0)):
+            if payload:
+                ring_of, pair = ring["tensor"], shares[:2]
+                found.append(
+                    collective("all_reduce", unit_name, "step", "tensor", payload, 1, ring_of, layout.tensor, pair)
+                )
     return tuple(found)
+
+
+def _partial_elements(shape: ModelShape, layout: Layout) -> int:
+    """Gradients that tensor ranks must add up, on the fullest rank of a shard: of parameters that each holds whole but
+    uses on a part of the tokens (under sequence parallelism all such) or of the heads (norms of queries and keys)."""
+    found = 0
+    for name, size in parameter_shapes(shape):
+        whole = local_size(name, size, shape, layout.tensor, layout.expert) == size
+        if whole and (layout.sequence_parallel or name.endswith(("query_norm.weight", "key_norm.weight"))):
+            found += -(-size[0] // layout.shard) * math.prod(size[1:])
+    return found // layout.pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +240,8 @@ def units(shape: ModelShape, layout: Layout, software: str) -> tuple[Unit, ...]:
 
 @lru_cache(maxsize=65536)
 def _activations(
-    shape: ModelShape, length: int, micro: int, recompute: str, layout: Layout, accumulation: int, precision: str,
-    rings: Rings, shares: Shares,
+    shape: ModelShape, length: int, micro: int, recompute: str, stops_early: bool, layout: Layout, accumulation: int,
+    precision: str, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Activations and their gradients between the ranks that share a microbatch."""
     if layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
@@ -221,13 +259,22 @@ def _activations(
     again = 1 if recompute == "full" else 0
     if layout.tensor > 1:
         # Column- then row-split: one sum after attention and one after the MLP, each way. With sequence parallelism
-        # the same bytes as a gather before and a reduce-scatter after.
-        for phase, times in (("forward", 1 + again), ("backward", 1)):
-            if layout.sequence_parallel:
-                add("all_gather", "stream", phase, "tensor", stream / layout.tensor, 2 * layers * times)
-                add("reduce_scatter", "stream", phase, "tensor", stream, 2 * layers * times)
-            else:
-                add("all_reduce", "stream", phase, "tensor", stream, 2 * layers * times)
+        # the same bytes as a gather before and a reduce-scatter after. The embedding has but the sum after it, forward,
+        # and the head but the one before it, backward; the loss tells one maximum and one logit of each token, in fp32.
+        root = 1 / layout.pipeline
+        inner = 2 * layers
+        entered, left = again * inner, again * (layers if stops_early else inner)
+        chunks = math.ceil(tokens / chunk_rows(int(tokens), -(-shape.vocab_size // layout.tensor)))
+        if layout.sequence_parallel:
+            part = stream / layout.tensor
+            add("all_gather", "stream", "forward", "tensor", part, inner + root)
+            add("reduce_scatter", "stream", "forward", "tensor", stream, inner + root)
+            add("all_gather", "stream", "backward", "tensor", part, inner + root + entered)
+            add("reduce_scatter", "stream", "backward", "tensor", stream, inner + root + left)
+        else:
+            add("all_reduce", "stream", "forward", "tensor", stream, inner + root)
+            add("all_reduce", "stream", "backward", "tensor", stream, inner + root + left)
+        add("all_gather", "loss", "forward", "tensor", 2 * 4 * tokens / chunks, chunks * root)
     if layout.context > 1:
         width = shape.latent.kv_rank + shape.latent.rope_dim if shape.latent else 2 * shape.kv_heads * shape.head_dim
         keys = tokens * width / (1 if shape.latent else min(layout.tensor, shape.kv_heads)) * element
@@ -241,8 +288,9 @@ def _activations(
         add("all_to_all", "experts", "backward", "expert", routed, 2 * sparse)
     if layout.pipeline > 1:
         handed = stream / (layout.tensor if layout.sequence_parallel else 1)
-        add("send", "stage", "forward", "pipeline", handed, layout.interleave)
-        add("send", "stage", "backward", "pipeline", handed, layout.interleave)
+        for phase, number in zip(("forward", "backward"), sends(layout), strict=True):
+            if number:
+                add("send", "stage", phase, "pipeline", handed, number)
     return tuple(found)
 
 
@@ -265,9 +313,11 @@ def evaluation_by_link(sent: tuple[Collective, ...], recipe: Recipe, batches: in
         if one.phase != "forward":
             continue
         each = one.count / recipe.accumulation
-        if one.axis == "shard":
-            often: float = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1
+        if one.axis == "shard" and recipe.layout.pipeline > 1:
+            each, often = one.count, 1.0
+        elif one.axis == "shard":
+            often = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1.0
         else:
-            often = batches / (2 if recipe.recompute == "full" and one.axis != "pipeline" else 1)
+            often = batches / (2 if recipe.recompute == "full" and one.axis in ("context", "expert") else 1)
         total[one.link] += one.sent_bytes * each * often
     return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from thrifty.model.layers import Linear, RMSNorm, rope_tables, rotate
 from thrifty.model.short_attention import short_attention, suits
@@ -91,12 +92,21 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.key_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.output = Linear(inner, shape.hidden, bias=shape.bias == "all")
+        self.recompute = False  # what lies between the projections, in the backward pass (arXiv:2205.05198)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         batch, seq, _ = x.shape  # (batch, seq, hidden)
         q = self.query(x).view(batch, seq, -1, self.head_dim)  # (batch, seq, heads, head_dim)
         k = self.key(x).view(batch, seq, -1, self.head_dim)
         v = self.value(x).view(batch, seq, -1, self.head_dim)
+        if self.recompute and torch.is_grad_enabled():
+            y = checkpoint(self._attend, q, k, v, context, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y = self._attend(q, k, v, context, cache)
+        return self.output(y.reshape(batch, seq, -1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        """What lies between the projections; (batch, seq, heads, head_dim) in and out."""
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if context.rope is not None:
@@ -110,4 +120,4 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=context.mask, is_causal=context.causal, enable_gqa=self.grouped
             )
-        return self.output(y.transpose(1, 2).reshape(batch, seq, -1))
+        return y.transpose(1, 2)

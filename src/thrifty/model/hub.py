@@ -34,7 +34,7 @@ def load_pretrained(
     folder: str | Path,
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
-    recompute: bool = False,
+    recompute: Literal["none", "selective", "full"] = "none",
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
     """The model of a Hugging Face folder, on the host.

@@ -24,9 +24,9 @@ def initialise(module: nn.Module, seed: int) -> None:
     fp32 on the host, so that no device or dtype changes them.
 
     Args:
-        module: whole and on a real device: names are those of `module.named_parameters()`.
+        module: a Transformer or a stage of one, on a real device: names are those of `module.named_parameters()`.
     """
-    layers = 1 + max((int(n.split(".")[1]) for n, _ in module.named_parameters() if n.startswith("blocks.")), default=0)
+    layers = module.shape.layers  # of the whole model
     for name, parameter in module.named_parameters():
         if parameter.dim() == 2:
             _fill_normal(parameter, STD / math.sqrt(2 * layers) if name.endswith(RESIDUAL) else STD, f"{seed}/{name}")

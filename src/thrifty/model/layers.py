@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.distributed.tensor import DTensor
 
 from thrifty.spec.job import ModelShape
 
@@ -22,6 +23,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def part_here(parameter: Tensor) -> Tensor:
+    """What this rank computes with: the parameter, or its own part of one that tensor parallelism has split."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
 class Linear(nn.Linear):
     """`nn.Linear` that multiplies in the dtype of its input; it starts uninitialised (see `model.initialise`)."""
 
@@ -29,8 +35,8 @@ class Linear(nn.Linear):
         """Nothing: values come from `model.initialise`, by parameter name."""
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        bias = None if self.bias is None else part_here(self.bias).to(x.dtype)
+        return F.linear(x, part_here(self.weight).to(x.dtype), bias)
 
 
 class Embedding(nn.Embedding):
@@ -40,12 +46,19 @@ class Embedding(nn.Embedding):
         """Nothing: values come from `model.initialise`, by parameter name."""
 
 
+class Positions(Embedding):
+    """Learned positions: a row for each place in the sequence."""
+
+    def forward(self, start: int, seq: int) -> Tensor:  # -> (seq, hidden)
+        return part_here(self.weight)[start : start + seq]
+
+
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` that casts weight and bias to the dtype of its input; mean and variance are taken in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+        bias = None if self.bias is None else part_here(self.bias).to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, part_here(self.weight).to(x.dtype), bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -57,7 +70,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width)
-        weight = self.weight.to(x.dtype)
+        weight = part_here(self.weight).to(x.dtype)
         if x.is_cuda or is_compiling():
             return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
         return _EagerRMSNorm.apply(x, weight, self.eps)  # F.rms_norm is not fused on CPU and saves two fp32 copies of x

@@ -8,6 +8,9 @@ any algorithm can (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002), with 
     reduce-scatter of an input of B bytes  (n - 1)/n B
     all-reduce of B bytes                  2 (n - 1)/n B
     broadcast of B bytes                   B (n - 1)/n, averaged over the ranks
+    send of B bytes                        B
+
+Blocking sends steer (torch's pipelines agree on their set-up that way) and are no part of the traffic.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 # name in torch.distributed -> (kind, keyword of the tensor that is sent, its position)
 _COLLECTIVES = {
@@ -35,9 +39,8 @@ _COLLECTIVES = {
 def bytes_sent(kind: str, payload_bytes: float, ranks: int) -> float:
     """Bytes that one of `ranks` sends for one collective; `payload_bytes` is the size of its input tensor."""
     share = (ranks - 1) / ranks
-    return {"all_gather": ranks * share, "reduce_scatter": share, "all_reduce": 2 * share, "broadcast": share}[
-        kind
-    ] * payload_bytes
+    factor = {"all_gather": ranks * share, "reduce_scatter": share, "all_reduce": 2 * share, "broadcast": share}
+    return (1.0 if kind == "send" else factor[kind]) * payload_bytes
 
 
 class _TimedWork:
@@ -80,7 +83,8 @@ class TrafficCounter:
         self._link_of = link_of
         self._ignore = [group for group in ignore if group is not None]
         self._links: dict[int, tuple[int, str]] = {}
-        self._originals: dict[str, Any] = {}
+        self._originals: dict[tuple[Any, str], Any] = {}
+        self._steering = False
 
     @property
     def largest_buffer_bytes(self) -> int:
@@ -90,15 +94,23 @@ class TrafficCounter:
     def __enter__(self) -> Self:
         for name, (kind, keywords, position) in _COLLECTIVES.items():
             if hasattr(dist, name):
-                self._originals[name] = getattr(dist, name)
-                setattr(dist, name, self._wrap(self._originals[name], kind, keywords, position))
+                self._replace(name, self._wrap(getattr(dist, name), kind, keywords, position), dist)
+        # Batched ones look these up where they are defined.
+        for name, kind in (("isend", "send"), ("irecv", None)):
+            self._replace(name, self._wrap_message(getattr(dist, name), kind), dist, distributed_c10d)
+        self._replace("send", self._wrap_steering(dist.send), dist)
         return self
+
+    def _replace(self, name: str, counted: Any, *modules: Any) -> None:
+        for module in modules:
+            self._originals[module, name] = getattr(module, name)
+            setattr(module, name, counted)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name, original in self._originals.items():
-            setattr(dist, name, original)
+        for (module, name), original in self._originals.items():
+            setattr(module, name, original)
         self._originals.clear()
 
     def _group(self, group: Any) -> tuple[int, str]:
@@ -127,4 +139,34 @@ class TrafficCounter:
                 self.blocked_seconds += time.perf_counter() - begin
             return _TimedWork(work, self) if kwargs.get("async_op") and work is not None else work
 
+        # What `torch.compiler.disable` sets, without its import, which takes a second: a compiled block that traced the
+        # counter's state would be compiled anew whenever that changes.
+        counted._torchdynamo_disable = True  # type: ignore[attr-defined]
         return counted
+
+    def _wrap_message(self, original: Any, kind: str | None) -> Any:
+        """Of one rank to another: sent ones are counted (`kind`), and waiting for either is timed."""
+
+        def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            group = kwargs.get("group")
+            if self._steering or any(group is ignored for ignored in self._ignore):
+                return original(tensor, *args, **kwargs)
+            if kind is not None:
+                ranks, link = self._group(group)
+                payload = tensor.numel() * tensor.element_size()
+                self.calls[kind, ranks, payload, link] += 1
+                self.link_bytes[link] += bytes_sent(kind, payload, ranks)
+            work = original(tensor, *args, **kwargs)
+            return None if work is None else _TimedWork(work, self)
+
+        return counted
+
+    def _wrap_steering(self, original: Any) -> Any:
+        def steering(*args: Any, **kwargs: Any) -> Any:
+            self._steering = True
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._steering = False
+
+        return steering

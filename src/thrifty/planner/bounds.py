@@ -44,6 +44,9 @@ class Bounds:
             smallest: of its microbatches.
         """
         step, layout = step_seconds(self.job, self.cluster, recipe), recipe.layout
+        # Of this trainer's pipelines the clock says what waits, be it for a stage or for a message.
+        if layout.pipeline > 1 and recipe.software == "thrifty":
+            return step.total - step.bubble - step.limits["pipeline traffic"]
         # Schedules without a bubble are bounded by having none.
         if layout.pipeline == 1 or layout.schedule not in ("gpipe", "1f1b", "interleaved"):
             return step.total - step.bubble

@@ -80,6 +80,7 @@ class _Row:
 
     Attributes:
         micros: microbatches that the schedule allows, smallest first.
+        again: recomputations that it allows, least first.
         close: whether its bound is the close one over them all.
         fitting: there once memory was looked at; by recomputation, then by microbatch.
     """
@@ -87,12 +88,13 @@ class _Row:
     layout: Layout
     setting: Levers
     micros: Sequence[int]
+    again: Sequence[str]
     close: bool = False
     fitting: list[tuple[Recipe, Memory]] | None = None
 
-    def left(self, recomputations: int) -> int:
+    def left(self) -> int:
         """Recipes that nothing was said about yet."""
-        return len(self.micros) * recomputations if self.fitting is None else len(self.fitting)
+        return len(self.micros) * len(self.again) if self.fitting is None else len(self.fitting)
 
 
 def _apart(cluster: Cluster, setting: Levers) -> tuple[object, ...]:
@@ -140,14 +142,14 @@ def fill(
             break
         heapq.heappop(heap)
         if bound > slack * best[_apart(cluster, row.setting)]:
-            pool.excluded[TOO_SLOW] += row.left(len(again))
+            pool.excluded[TOO_SLOW] += row.left()
         elif not row.close:
             seen += 1
             row.close = True
-            close = bounds.close(_recipe(base, row, row.micros[-1], again[0]), row.micros[0])
+            close = bounds.close(_recipe(base, row, row.micros[-1], row.again[0]), row.micros[0])
             heapq.heappush(heap, (max(bound, close), number, row))
         elif row.fitting is None:
-            row.fitting = _fitting(pool, job, cluster, base, row, again)
+            row.fitting = _fitting(pool, job, cluster, base, row)
             if row.fitting:
                 heapq.heappush(heap, (max(bound, _close(bounds, row)), number, row))
         else:
@@ -156,7 +158,7 @@ def fill(
                 pool.fitting.append(Candidate(recipe, run, True))
                 way = _apart(cluster, row.setting)
                 best[way] = min(best[way], run.step.total)
-    pool.excluded[TOO_SLOW] += sum(row.left(len(again)) for _, _, row in heap)
+    pool.excluded[TOO_SLOW] += sum(row.left() for _, _, row in heap)
     return pool
 
 
@@ -174,7 +176,7 @@ def _rows(
     """Every legal row, in the order of layouts and settings."""
     settings, micro = space.levers(base, cluster, given, opened), at(given, "batch.micro_sequences")
     runs, sequences, found = RUNS[base.software], base.batch.sequences, list[_Row]()
-    refused: dict[tuple[bool, Levers], Illegal | None] = {}
+    refused: dict[tuple[bool, str, Levers], list[Illegal | None]] = {}  # of each recomputation
     for layout in space.layouts(job, cluster, given, pool.illegal):
         each = sequences // layout.data_ranks
         if sequences % (layout.data_ranks * (micro or 1)):
@@ -182,28 +184,32 @@ def _rows(
             continue
         ours = [one for one in settings if not space.is_pointless(layout, one, settings[0], runs, given)]
         sizes = [micro] if micro else space.divisors(each)
-        micros = _micros(pool, layout, sizes, each, len(again) * len(ours))
+        micros = _micros(pool, layout, base.software, sizes, each, len(again) * len(ours))
         for setting in ours if micros else ():
-            asked = layout.tensor > 1 and layout.tensor_overlap, setting
+            asked = layout.tensor > 1 and layout.tensor_overlap, layout.schedule if layout.pipeline > 1 else "", setting
             if asked not in refused:
-                refused[asked] = legal.by_levers(_recipe(base, _Row(layout, setting, micros), 1, again[0]))
-            reason = refused[asked]
-            if reason is None:
-                found.append(_Row(layout, setting, micros))
-            else:
-                pool.refuse(reason, len(micros) * len(again))
+                row = _Row(layout, setting, micros, again)
+                refused[asked] = [legal.by_levers(_recipe(base, row, 1, how)) for how in again]
+            allowed = []
+            for how, reason in zip(again, refused[asked], strict=True):
+                if reason is None:
+                    allowed.append(how)
+                else:
+                    pool.refuse(reason, len(micros))
+            if allowed:
+                found.append(_Row(layout, setting, micros, allowed))
     return found
 
 
 def _micros(
-    pool: Pool, layout: Layout, sizes: Sequence[int], each: int, recipes: int
+    pool: Pool, layout: Layout, software: str, sizes: Sequence[int], each: int, recipes: int
 ) -> Sequence[int]:  # fmt: skip
     """Microbatches that the schedule allows, smallest first; each of the others counts for so many recipes."""
-    if layout.schedule != "interleaved":
+    if layout.pipeline == 1:
         return sizes
     found = []
     for size in sizes:
-        reason = legal.by_batch(layout, each // size)
+        reason = legal.by_batch(layout, each // size, software)
         if reason is None:
             found.append(size)
         else:
@@ -223,12 +229,10 @@ def _recipe(base: Recipe, row: _Row, micro: int, recompute: str) -> Recipe:
     )  # fmt: skip
 
 
-def _fitting(
-    pool: Pool, job: Job, cluster: Cluster, base: Recipe, row: _Row, again: Sequence[str]
-) -> list[tuple[Recipe, Memory]]:  # fmt: skip
+def _fitting(pool: Pool, job: Job, cluster: Cluster, base: Recipe, row: _Row) -> list[tuple[Recipe, Memory]]:
     """Each microbatch that fits, with the least recomputation that it fits with."""
     usable, less, found = usable_bytes(cluster, row.layout.ranks), 0, list[tuple[Recipe, Memory]]()
-    each = base.batch.sequences // row.layout.data_ranks
+    each, again = base.batch.sequences // row.layout.data_ranks, row.again
     number = 0
     while number < len(row.micros):
         micro = row.micros[number]

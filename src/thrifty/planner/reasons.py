@@ -115,7 +115,9 @@ class _Beside:
         batches = [recipe.batch.model_copy(update={"micro_sequences": size}) for size in micros]
         near = [recipe.model_copy(update={"batch": b, "recompute": how}) for b in batches for how in again]
         legal_ones = [
-            one for one in near if legal.by_batch(one.layout, one.accumulation) is None and legal.by_levers(one) is None
+            one
+            for one in near
+            if not (legal.by_batch(one.layout, one.accumulation, one.software) or legal.by_levers(one))
         ]
         return [price(self.job, self.cluster, one) for one in legal_ones]
 

@@ -104,6 +104,13 @@ def _table(out: Console, first: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
+def print_timeline(out: Console, text: str | None) -> None:
+    """A pipeline's timelines as they were drawn, if there are any."""
+    if text is not None:
+        out.print()
+        out.print(Text(text), soft_wrap=True)
+
+
 def print_page(out: Console, page: Path | None, missing: str) -> None:
     """Where the page lies, or why there is none."""
     if page is not None:

@@ -17,6 +17,8 @@ from thrifty.spec.recipe import Layout, Recipe
 from thrifty.spec.software import RUNS, Runs
 from thrifty.spec.trained import WAY_OUT, untrained
 
+SPLIT_BACKWARD = ("zero_bubble", "zbv")  # schedules that make gradients of inputs first, of weights in idle time
+
 
 @dataclass(frozen=True, slots=True)
 class Illegal:
@@ -37,7 +39,7 @@ def illegal(job: Job, recipe: Recipe) -> Illegal | None:
     return (
         by_layout(job, recipe.layout, recipe.software)
         or by_levers(recipe)
-        or by_batch(recipe.layout, recipe.accumulation)
+        or by_batch(recipe.layout, recipe.accumulation, recipe.software)
     )
 
 
@@ -54,11 +56,14 @@ def require(job: Job, recipe: Recipe) -> None:
 
 def by_layout(job: Job, layout: Layout, software: str) -> Illegal | None:
     """Why a model or a software does not allow a layout, whatever the batch and the levers; None where they do."""
-    runs = RUNS[software]
     if layout.tensor > 1 or layout.context > 1 or layout.expert > 1:
         for reason in _by_model(job, layout):
             return reason
-    for checks in (_by_schedule(job.model, layout), _by_software(layout, runs), _by_shape(job.model, software)):
+    if software == "thrifty" and job.model.kv_heads % layout.tensor:
+        kind = "the trainer splits key/value heads: tensor does not divide them"
+        what = f"the trainer splits key/value heads: tensor {layout.tensor} does not divide {job.model.kv_heads}"
+        return Illegal("recipe.layout.tensor", what, _divisors(job.model.kv_heads), kind)
+    for checks in (_by_schedule(job.model, layout), _by_software(layout, software), _by_shape(job.model, software)):
         for reason in checks:
             return reason
     return None
@@ -71,14 +76,30 @@ def by_levers(recipe: Recipe) -> Illegal | None:
     return None
 
 
-def by_batch(layout: Layout, accumulation: int) -> Illegal | None:
+def by_batch(layout: Layout, accumulation: int, software: str) -> Illegal | None:
     """Why a pipeline's schedule does not allow a number of microbatches; None where it does."""
+    if software == "thrifty":
+        for reason in _by_torch_schedules(layout, accumulation):
+            return reason
     if layout.schedule != "interleaved" or accumulation % layout.pipeline == 0:
         return None
     what = f"schedule interleaved needs microbatches in multiples of the {layout.pipeline} stages"
     hint = "change batch.sequences or batch.micro_sequences, or use schedule 1f1b"
     kind = "microbatches no multiple of interleaved stages"
     return Illegal("recipe.layout.schedule", f"{what}, not {accumulation}", hint, kind)
+
+
+def _by_torch_schedules(layout: Layout, number: int) -> Iterator[Illegal]:
+    """Numbers of microbatches that the schedules of torch.distributed.pipelining, which the trainer runs, do not do."""
+    key, stages = "recipe.layout.schedule", layout.pipeline
+    if layout.schedule == "1f1b" and number < stages:
+        what = f"schedule 1f1b needs a microbatch for each of the {stages} stages, not {number}"
+        hint = "use schedule: gpipe, or more batch.sequences, or fewer micro_sequences"
+        yield Illegal(key, what, hint, "fewer microbatches than 1f1b stages")
+    if layout.schedule == "zero_bubble" and number % stages:
+        what = f"schedule zero_bubble needs microbatches in multiples of the {stages} stages, not {number}"
+        hint = "change batch.sequences or batch.micro_sequences, or use schedule 1f1b"
+        yield Illegal(key, what, hint, "microbatches no multiple of zero_bubble stages")
 
 
 def _by_model(job: Job, layout: Layout) -> Iterator[Illegal]:
@@ -135,8 +156,9 @@ def _by_schedule(shape: ModelShape, layout: Layout) -> Iterator[Illegal]:
         yield Illegal("recipe.layout.interleave", what, "use interleave: 2", what)
 
 
-def _by_software(layout: Layout, runs: Runs) -> Iterator[Illegal]:
+def _by_software(layout: Layout, software: str) -> Iterator[Illegal]:
     """Axes, sharding and schedule that a software does not have."""
+    runs = RUNS[software]
     for axis in ("pipeline", "context", "tensor", "expert", "island", "shard"):
         value = getattr(layout, axis)
         if value > 1 and axis not in runs.axes:
@@ -149,6 +171,10 @@ def _by_software(layout: Layout, runs: Runs) -> Iterator[Illegal]:
         what = f"{runs.called} does not combine pipelines with ZeRO-{layout.zero}"
         hint = f"use zero: {' or '.join(map(str, runs.zero_in_pipelines))}, or pipeline: 1"
         yield Illegal("recipe.layout.zero", what, hint, what)
+    if software == "thrifty" and layout.pipeline == 1 and (layout.schedule != "1f1b" or layout.interleave > 1):
+        what = f"schedule {layout.schedule} and interleave {layout.interleave} order a pipeline, and there is none"
+        hint = "say recipe.layout.pipeline=2 or more, or leave them out"
+        yield Illegal("recipe.layout.schedule", what, hint, "a schedule without a pipeline")
     if layout.tensor > 1 and layout.tensor_overlap and not runs.tensor_overlap:
         yield _not_run(runs, "layout.tensor_overlap", "tensor_overlap", True, (False,))
 
@@ -173,6 +199,13 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
         yield _not_run(runs, "recompute", "recompute", recipe.recompute, runs.recompute)
     if recipe.compile and not runs.compile:
         yield _not_run(runs, "compile", "compile", True, (False,))
+    if recipe.software == "thrifty" and recipe.layout.pipeline > 1 and recipe.layout.schedule in SPLIT_BACKWARD:
+        for name, value, off in (("compile", recipe.compile, False), ("recompute", recipe.recompute, "none")):
+            if value != off:
+                schedule = recipe.layout.schedule
+                what = f"schedule {schedule} runs the backward pass in two, which {name} {str(value).lower()} does not"
+                hint = f"use {name}: {str(off).lower()}, or schedule: 1f1b"
+                yield Illegal(f"recipe.{name}", f"{what} allow", hint, f"{what} allow")
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
     if exchange.bits not in runs.exchange_bits:

@@ -29,7 +29,7 @@ class Layout(Noun):
         zero: what the shard axis divides (Rajbhandari et al. 2020, arXiv:1910.02054): 0 nothing, 1 optimizer states,
             2 and gradients, 3 and parameters.
         reshard_after_forward: under zero 3, free gathered parameters after the forward pass and gather them again for
-            the backward pass; off keeps them: less traffic, more memory.
+            the backward pass; off keeps them: less traffic, more memory. A stage of a pipeline keeps them anyway.
         sequence_parallel: split along the sequence what tensor parallelism leaves whole (norms, residual stream):
             same traffic, less memory (Korthikanti et al. 2022, arXiv:2205.05198).
         tensor_overlap: hide tensor-parallel traffic behind the matrix products it feeds (asynchronous TP).

@@ -41,9 +41,11 @@ RUNS = {
     # This version of the trainer.
     "thrifty": Runs(
         called="the trainer",
-        axes=("island", "shard"),
+        axes=("island", "shard", "pipeline", "tensor"),
         zero=(3,),
-        zero_in_pipelines=(),
+        zero_in_pipelines=(3,),
+        schedules=("gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"),
+        recompute=("none", "selective", "full"),
         compile=True,
     ),
     # FSDP2 with HSDP, TP (asynchronous in compiled blocks), CP, EP; torch.distributed.pipelining's schedules; float8

@@ -2,54 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from thrifty.model.transformer import Transformer, initialise
+from thrifty.model.transformer import Transformer, initialise, keep_stage
 from thrifty.parallel.mesh import build_mesh
+from thrifty.parallel.pipeline import Chunks, Part, Pipeline, Tied, parts_of, tie
 from thrifty.parallel.shard import shard
+from thrifty.parallel.tensor import parallelize_tensor, sum_partial_gradients
 from thrifty.spec.job import Job
-from thrifty.spec.recipe import Optimizer, Recipe
+from thrifty.spec.legal import SPLIT_BACKWARD
+from thrifty.spec.recipe import Layout, Optimizer, Recipe
 from thrifty.trainer.world import World
 
 
 @dataclass
 class Built:
-    """What a step needs."""
+    """What a step needs.
+
+    Attributes:
+        model: what this rank holds: the whole model, a part of it, or several (`parallel.pipeline.Chunks`).
+        finish: completes the gradients after the last backward pass of a step, each in order.
+        norm_groups: process groups whose ranks hold different parts of the gradients.
+        pipeline: runs the forward and backward passes where the model is in stages.
+        tied: this rank's copies of an embedding that is in two stages.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    shard_group: object | None  # ranks that share one copy of the parameters; None where each has all of them
+    finish: list[Callable[[], None]] = field(default_factory=list)
+    norm_groups: list[Any] = field(default_factory=list)
+    pipeline: Pipeline | None = None
+    tied: Tied | None = None
+
+    @property
+    def counted_elsewhere(self) -> tuple[nn.Parameter, ...]:
+        """Parameters whose gradients another rank counts in the global norm."""
+        return self.tied.copies if self.tied is not None and self.tied.counted_elsewhere else ()
 
 
-def build(job: Job, recipe: Recipe, world: World) -> Built:
-    """Model on its device, initialised from the job's seed alone, compiled and sharded as the recipe says.
+def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None = None) -> Built:
+    """Model on its device, initialised from the job's seed alone, split, compiled and sharded as the recipe says.
 
-    Order: meta construction, compile each block, shard, allocate, initialise. A sharded parameter is filled with its
-    part of the same full tensor, so every layout starts from the same numbers.
+    Order: meta construction, stage, `parallelize`, allocate, initialise. A split parameter is filled with its part of
+    the same full tensor, so every layout starts from the same numbers.
+
+    Args:
+        stages: layers of each part of a pipeline, from `cost.stages.stage_layers`; spread evenly when left out.
     """
+    layout = recipe.layout
+    mesh = build_mesh(layout, world.device.type) if world.size > 1 else None
+    mine = parts_of(job.model.layers, layout, world.rank, stages)
+    parts = [(part, _part(job, recipe, world, mesh, part)) for part in mine]
+    model = parts[0][1] if len(parts) == 1 else Chunks([module for _, module in parts])
+    built = Built(model, build_optimizer(model, recipe.optimizer))
+    if mesh is None:
+        return built
+    built.norm_groups = [mesh.get_group(axis) for axis in ("shard", "tensor", "pipeline") if mesh[axis].size() > 1]
+    if layout.tensor > 1:
+        split = layout.sequence_parallel
+        built.finish.append(partial(sum_partial_gradients, model, mesh, sequence_parallel=split))
+    if layout.pipeline > 1:
+        built.pipeline = Pipeline(
+            parts,
+            layout,
+            microbatches=recipe.accumulation,
+            tokens=(recipe.batch.micro_sequences, job.sequence_length),
+            handed=(recipe.batch.micro_sequences, job.sequence_length // _stream_parts(layout), job.model.hidden),
+            dtype=torch.bfloat16 if recipe.precision == "bf16" else next(model.parameters()).dtype,
+            group=mesh.get_group("pipeline"),
+            device=world.device,
+        )
+        built.tied = tie(parts, layout, world.rank) if job.model.tied_embeddings else None
+        if built.tied is not None:
+            built.finish.append(built.tied.sum_gradients)
+    return built
+
+
+def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part: Part) -> Transformer:
+    """One part of the model, or all of it. No rank ever allocates what others hold."""
     with torch.device("meta"):
-        model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute == "full")
+        model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute)
+    if part.of > 1:
+        keep_stage(model, part.layers, first=part.first, last=part.last)
+        model.twice = recipe.layout.schedule in SPLIT_BACKWARD
+        model.sequence_parts = _stream_parts(recipe.layout)
+    parallelize(model, mesh, recipe)
+    model.to_empty(device=world.device)
+    initialise(model, job.seed)
+    return model
+
+
+def _stream_parts(layout: Layout) -> int:
+    """Ranks that split what stages hand on along the sequence."""
+    return layout.tensor if layout.sequence_parallel else 1
+
+
+def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> None:
+    """Applies what a recipe says to a model, or a stage of one, on the meta device; in place, always in this order.
+
+    Tensor parallelism decides what a rank computes; the compiler sees that, one block at a time; sharding wraps what
+    the compiler made, and splits what a tensor rank holds. Recomputation is the model's own.
+    """
+    layout = recipe.layout
+    if mesh is not None and layout.tensor > 1:
+        parallelize_tensor(model, mesh, sequence_parallel=layout.sequence_parallel)
     if recipe.compile:
-        for block in model.blocks:
+        for block in model.blocks.children():
             block.compile()
-    group = None
-    if world.size > 1:
-        mesh = build_mesh(recipe.layout, world.device.type)
+    if mesh is not None and layout.data_ranks > 1:
         shard(
             model,
             mesh,
-            blocks=list(model.blocks),
+            blocks=list(model.blocks.children()),
             precision=recipe.precision,
             exchange_dtype=recipe.exchange.dtype,
-            reshard_after_forward=recipe.layout.reshard_after_forward,
+            # A stage passes its blocks many times in a step and keeps them gathered meanwhile.
+            reshard_after_forward=layout.reshard_after_forward and layout.pipeline == 1,
         )
-        group = mesh.get_group("shard") if recipe.layout.shard > 1 else None
-    model.to_empty(device=world.device)
-    initialise(model, job.seed)
-    return Built(model, build_optimizer(model, recipe.optimizer), group)
 
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW}

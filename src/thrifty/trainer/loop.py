@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thrifty.cost.stages import stage_layers
+from thrifty.cost.timeline import most_kept, order
 from thrifty.data.loader import Samples
 from thrifty.data.prepare import Prepared, prepare
 from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
+from thrifty.parallel.mesh import coordinates
+from thrifty.parallel.pipeline import Around, Pipeline
 from thrifty.parallel.shard import release_gathered, set_last_microbatch
 from thrifty.spec.bill import MEMORY_TERMS, Bill
 from thrifty.spec.errors import ThriftyError
@@ -28,6 +33,7 @@ from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
 from thrifty.trainer.record import Record
 from thrifty.trainer.spent import usd_per_second
+from thrifty.trainer.timeline import LATEST, Step, write_timeline
 from thrifty.trainer.world import World
 
 IGNORED = -100  # target of a position that no loss is taken from
@@ -55,6 +61,7 @@ class Run:
     loss: float | None = None  # last validation loss
     tokens_in_loss: int = 0
     memory: dict[str, float] = field(default_factory=dict)
+    timelines: deque[Step] = field(default_factory=lambda: deque(maxlen=LATEST))
 
 
 def execute(
@@ -76,7 +83,8 @@ def execute(
         prepared = _prepare(plan, world, record.note)
         train, val = _samples(plan, prepared)
         memory.reset_peak(world.device)
-        built = build(plan.job, plan.recipe, world)
+        stages = stage_layers(plan.job, plan.cluster, plan.recipe) if plan.recipe.layout.pipeline > 1 else None
+        built = build(plan.job, plan.recipe, world, stages)
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
         base, start = _restore(world, built, checkpoints, record) if resume else (None, 0)
         record.begin(plan, world, prepared, resumed_from=start if resume else None)
@@ -96,6 +104,7 @@ def execute(
         state_bytes = sum(p.numel() * 12 for p in built.model.parameters()) / world.size
         run.checkpoint_seconds = 0.2 + state_bytes / 500e6  # until one is measured
         stopped = _train(run)
+        write_timeline(record.folder, world, plan.recipe.layout, run.timelines)
         return _bill(run), stopped
 
 
@@ -138,6 +147,8 @@ def _restore(world: World, built: Built, checkpoints: Checkpoints, record: Recor
     step, progress = found
     checkpoint.allocate_state(built.optimizer)
     checkpoints.load(step, checkpoint.state(built.model, built.optimizer))
+    if built.tied is not None:
+        built.tied.follow()
     record.truncate(step)
     record.note(f"resumed from step {step}")
     return progress, step
@@ -152,7 +163,7 @@ def _train(run: Run) -> str | None:
         with run.meter.part("data"):
             batches = _fetch(run)
         reason = _wants_to_stop(run)
-        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches)
+        local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches) * run.world.counts_targets
         with run.meter.part("communication"):
             targets_in_step, stop, busy = run.world.sum(local_count, reason is not None, run.checkpoints.busy)
         if stop:
@@ -198,7 +209,7 @@ def _fetch(run: Run) -> list[tuple[Tensor, Tensor, int]]:
     batch, world = run.plan.recipe.batch, run.world
     found = []
     for i in range(run.plan.recipe.accumulation):
-        first = run.step * batch.sequences + (i * world.size + world.rank) * batch.micro_sequences
+        first = run.step * batch.sequences + (i * world.data_ranks + world.data_rank) * batch.micro_sequences
         tokens, targets = run.train.batch(first, batch.micro_sequences)
         found.append((_to(tokens, world), _to(targets, world), first))
     return found
@@ -213,29 +224,30 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     """One optimizer step. The loss is normalised by the targets of all ranks and microbatches together."""
     begin = time.perf_counter()
     recipe, model, optimizer = run.plan.recipe, run.built.model, run.built.optimizer
-    # FSDP averages gradients over ranks, so each rank's sum is scaled up by their number.
-    scale = run.world.size / max(1, targets_in_step)
-    losses = []
+    # FSDP averages gradients over data ranks, so each one's sum is scaled up by their number.
+    scale = run.world.data_ranks / max(1, targets_in_step)
     with run.meter.part("compute"):
-        for i, (tokens, targets, _) in enumerate(batches):
-            set_last_microbatch(model, i == len(batches) - 1)
-            loss = _forward(run, tokens, targets)
-            (loss * scale).backward()
-            losses.append(loss.detach())
-        values = torch.stack(losses).tolist()  # the one place where a GPU is waited for
+        losses = _passes(run, batches, scale)
+        for finish in run.built.finish:
+            finish()
+        values = torch.stack(losses).tolist() if losses else []  # the one place where a GPU is waited for
     with run.meter.part("communication"):
-        loss_sum, joules = run.world.sum(sum(values), run.meter.joules_of_rank())
+        counted = sum(values) if run.world.counts_loss else 0.0
+        loss_sum, joules = run.world.sum(counted, run.meter.joules_of_rank())
     run.meter.set_joules(joules)
     if not math.isfinite(loss_sum):
         _stop_on_non_finite(
-            run, [first for value, (_, _, first) in zip(values, batches, strict=True) if not math.isfinite(value)]
+            run, [first for value, (_, _, first) in zip(values, batches, strict=False) if not math.isfinite(value)]
         )
     lr = learning_rate(recipe.schedule, recipe.optimizer.lr, run.step, run.plan.total_steps)
     with run.meter.part("optimizer"):
-        norm = clip_gradients(list(model.parameters()), recipe.optimizer.clip_norm, run.built.shard_group)
+        parameters, elsewhere = list(model.parameters()), run.built.counted_elsewhere
+        norm = clip_gradients(parameters, recipe.optimizer.clip_norm, run.built.norm_groups, elsewhere)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        if run.built.tied is not None:
+            run.built.tied.follow()
         if "gradients" not in run.memory:
             run.memory["gradients"] = memory.gradient_bytes(model)
         optimizer.zero_grad(set_to_none=True)
@@ -243,7 +255,26 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     run.tokens += recipe.batch.sequences * run.plan.job.sequence_length
     seconds = time.perf_counter() - begin
     run.step_seconds.append(seconds)
+    if run.built.pipeline is not None:
+        run.timelines.append((run.step, seconds, run.built.pipeline.events))
     _log(run, loss_sum / max(1, targets_in_step), lr, float(norm), seconds)
+
+
+def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -> list[Tensor]:
+    """Forward and backward passes of all microbatches; their losses, on the ranks that know them."""
+    model, pipeline = run.built.model, run.built.pipeline
+    losses = []
+    if pipeline is not None:
+        tokens, targets = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
+        losses = pipeline.step(tokens, targets, scale, around=_count_first(run))
+        _remember_first(run, pipeline)
+    else:
+        for i, (tokens, targets, _) in enumerate(batches):
+            set_last_microbatch(model, i == len(batches) - 1)
+            loss = _forward(run, tokens, targets)
+            (loss * scale).backward()
+            losses.append(loss.detach())
+    return losses
 
 
 def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -251,13 +282,33 @@ def _forward(run: Run, tokens: Tensor, targets: Tensor) -> Tensor:
     if "activations" in run.memory:
         return run.built.model(tokens, targets)
     model = run.built.model
-    gathered = memory.Gathered(model, model.blocks)
-    with memory.count_saved(model, run.plan.job.model.vocab_size, run.plan.recipe.compile) as saved:
+    with memory.count_forward(model, run.plan.recipe.compile) as saved:
         loss = model(tokens, targets)
-    gathered.stop()
-    run.memory["activations"], run.memory["logits"] = saved.activation_bytes, saved.logit_bytes
-    run.memory["communication"] = gathered.peak_bytes if run.world.size > 1 else 0
+    _remember(run, saved.activation_bytes, saved.logit_bytes, saved.gathered_bytes)
     return loss
+
+
+def _remember(run: Run, activations: float, logits: float, gathered: float) -> None:
+    run.memory["activations"], run.memory["logits"] = activations, logits
+    run.memory["communication"] = gathered
+
+
+def _count_first(run: Run) -> Around | None:
+    """What the first forward pass of each part of a pipeline is wrapped in, until it has been counted."""
+    if "activations" in run.memory:
+        return None
+    return lambda part: memory.count_forward(part, run.plan.recipe.compile)
+
+
+def _remember_first(run: Run, pipeline: Pipeline) -> None:
+    """Several microbatches are kept at once, as many as the schedule has under way."""
+    if not pipeline.first_passes:
+        return
+    layout = run.plan.recipe.layout
+    mine = order(layout, run.plan.recipe.accumulation)[coordinates(layout, run.world.rank)["pipeline"]]
+    kept = most_kept(mine, {part: saved.activation_bytes for part, saved in pipeline.first_passes.items()})
+    passes = pipeline.first_passes.values()
+    _remember(run, kept, max(s.logit_bytes for s in passes), sum(s.gathered_bytes for s in passes))
 
 
 def _stop_on_non_finite(run: Run, bad: list[int]) -> None:
@@ -292,13 +343,14 @@ def _recent(seconds: list[float]) -> float:
 
 @torch.no_grad()
 def evaluate(run: Run) -> None:
-    """Mean cross-entropy over the first validation sequences, the same ones on any number of ranks."""
+    """Mean cross-entropy over the first validation sequences, the same ones on any layout."""
     batch, world = run.plan.recipe.batch.micro_sequences, run.world
+    model = run.built.pipeline.evaluate if run.built.pipeline is not None else run.built.model
     count = min(run.plan.recipe.evaluation.sequences, len(run.val))
     loss_sum, targets_seen = 0.0, 0
     with run.meter.part("evaluation"):
-        for first in range(0, count, batch * world.size):
-            mine = first + world.rank * batch
+        for first in range(0, count, batch * world.data_ranks):
+            mine = first + world.data_rank * batch
             here = max(0, min(batch, count - mine))
             # Every rank runs every pass at full size, else sharded parameters could not be gathered; what is beyond
             # the end is masked.
@@ -307,10 +359,11 @@ def evaluate(run: Run) -> None:
             masked = torch.full_like(padded, IGNORED)
             padded[: len(tokens)] = torch.from_numpy(tokens)
             masked[:here] = torch.from_numpy(targets[:here])
-            loss_sum += run.built.model(padded.to(world.device), masked.to(world.device)).item()
+            loss = model(padded.to(world.device), masked.to(world.device))
+            loss_sum += loss.item() if loss is not None else 0.0
             targets_seen += int((masked != IGNORED).sum())
         release_gathered(run.built.model)
-        loss_sum, counted = world.sum(loss_sum, targets_seen)
+        loss_sum, counted = world.sum(loss_sum * world.counts_loss, targets_seen * world.counts_targets)
     run.loss, run.tokens_in_loss = loss_sum / counted, int(counted)
     run.evaluated_tokens += count * run.plan.job.sequence_length
     if world.rank == 0:

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -27,6 +30,20 @@ def _bytes(tensors: Iterator[Tensor]) -> int:
     for tensor in map(_local, tensors):
         sizes[tensor.data_ptr() if tensor.numel() else id(tensor)] = tensor.numel() * tensor.element_size()
     return sum(sizes.values())
+
+
+def _computed_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Shape of what this rank computes with: without the split over data ranks, but with that over tensor ranks."""
+    if not isinstance(parameter, DTensor) or "tensor" not in (parameter.device_mesh.mesh_dim_names or ()):
+        return tuple(parameter.shape)
+    axis, where = parameter.device_mesh["tensor"], parameter.placements[-1:]  # the innermost axis
+    return compute_local_shape_and_global_offset(tuple(parameter.shape), axis, where)[0]
+
+
+def head_rows(model: nn.Module) -> int:
+    """Logits of a token that this rank makes; 0 where the head is not here."""
+    head = model.head or (model.embed if model.norm is not None else None)
+    return 0 if head is None else _computed_shape(head.weight)[0]
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -46,10 +63,12 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 @dataclass
 class Saved:
-    """Bytes that a forward pass kept for the backward pass, and the most that logits ever took at once."""
+    """Bytes that a forward pass kept for the backward pass, the most that logits ever took at once, and the most of
+    gathered parameters that were seen after a block."""
 
     activation_bytes: int = 0
     logit_bytes: int = 0
+    gathered_bytes: int = 0
 
 
 class _Logits(TorchDispatchMode):
@@ -87,10 +106,11 @@ class _Logits(TorchDispatchMode):
 def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[Saved]:
     """Counts what autograd saves inside the block, each storage once, weights (also cast or gathered) left out.
 
-    Compiled blocks run uncompiled meanwhile: what they would save can only be less.
+    `vocab_size` is that of the part of the head that this rank holds. Compiled blocks run uncompiled meanwhile: what
+    they would save can only be less.
     """
     found, seen = Saved(), set()
-    weights = {shape for p in model.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    weights = {shape for p in model.parameters() for shape in (_computed_shape(p), _computed_shape(p)[::-1])}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -111,7 +131,21 @@ def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[S
     found.logit_bytes = logits.peak_bytes
 
 
-class Gathered:
+def _is_shard(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor) and "shard" in (parameter.device_mesh.mesh_dim_names or ())
+
+
+@contextmanager
+def count_forward(model: nn.Module, compiled: bool) -> Iterator[Saved]:
+    """`count_saved` for a Transformer or a part of one, and what sharding gathers meanwhile."""
+    gathered = _Gathered(model, model.blocks.children())
+    with count_saved(model, head_rows(model), compiled) as found:
+        yield found
+    gathered.stop()
+    found.gathered_bytes = gathered.peak_bytes
+
+
+class _Gathered:
     """Follows the bytes of parameters that sharding has gathered, seen after each block of a forward pass."""
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
@@ -120,8 +154,9 @@ class Gathered:
         self._handles = [block.register_forward_hook(self._look) for block in blocks]
 
     def _look(self, *_: Any) -> None:
-        gathered = sum(p.numel() * p.element_size() for p in self._model.parameters() if not hasattr(p, "to_local"))
-        self.peak_bytes = max(self.peak_bytes, gathered)
+        if isinstance(self._model, FSDPModule):
+            gathered = (_local(p) for p in self._model.parameters() if not _is_shard(p))
+            self.peak_bytes = max(self.peak_bytes, sum(p.numel() * p.element_size() for p in gathered))
 
     def stop(self) -> None:
         for handle in self._handles:

@@ -4,6 +4,7 @@ plan.yaml        the plan that was executed
 manifest.json    versions, hardware, git commit, data hash
 metrics.jsonl    one JSON object a line: step, split (train or val), loss, tokens, seconds, and more
 bill.json        {"predicted": Bill, "measured": Bill}
+timeline.json    of a pipeline: what each stage computed, and when, in one step
 spent.json       seconds, $ and joules of all attempts so far, killed ones too
 tokenizer/       what `generate` needs to read and write text
 checkpoints/     step-00001200/ ...
@@ -31,6 +32,7 @@ class RunFolder:
         self.manifest = self.root / "manifest.json"
         self.metrics = self.root / "metrics.jsonl"
         self.bill = self.root / "bill.json"
+        self.timeline = self.root / "timeline.json"
         self.spent = self.root / "spent.json"
         self.tokenizer = self.root / "tokenizer"
         self.checkpoints = self.root / "checkpoints"

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thrifty.parallel.mesh import coordinates
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
+from thrifty.spec.recipe import Layout
+
+ONE_RANK = Layout()
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,29 @@ class World:
     device: torch.device
     control: Any = None  # gloo group for the steering messages, so that they never queue behind gradients
     writer: Any = None  # gloo group for checkpoints, which may be written while training goes on
+    layout: Layout = ONE_RANK
+
+    @property
+    def data_ranks(self) -> int:
+        """Groups of ranks that see different samples."""
+        return self.layout.data_ranks
+
+    @property
+    def data_rank(self) -> int:
+        """Which of them this rank is in: samples are dealt by this number."""
+        place = coordinates(self.layout, self.rank)
+        return place["island"] * self.layout.shard + place["shard"]
+
+    @property
+    def counts_targets(self) -> bool:
+        """Whether sums over ranks take this rank's count of targets: one of the ranks that see the same samples."""
+        place = coordinates(self.layout, self.rank)
+        return place["pipeline"] == place["context"] == place["tensor"] == 0
+
+    @property
+    def counts_loss(self) -> bool:
+        """Whether sums over ranks take this rank's losses: tensor ranks know the same; early stages know none."""
+        return coordinates(self.layout, self.rank)["tensor"] == 0
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64, which is exact for counts below 2^53."""
@@ -97,7 +124,7 @@ def join(plan: Plan) -> World:
         hint = "free it or choose another: torchrun --master-port N, or let `thrifty train --nproc` pick one"
         raise ThriftyError(what, where=f"{os.environ.get('MASTER_ADDR', 'localhost')}:{port}", hint=hint) from None
     control, writer = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
-    return World(rank, size, local_rank, local_size, device, control, writer)
+    return World(rank, size, local_rank, local_size, device, control, writer, plan.recipe.layout)
 
 
 def _device(plan: Plan, local_rank: int) -> torch.device:
