@@ -9,16 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pool import KEPT
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from thrifty.parallel.count import TrafficCounter
+from thrifty.parallel.mesh import AXES, build_mesh
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
+from thrifty.trainer import build as trainer_build
 from thrifty.trainer.build import Built, build
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.world import World
@@ -139,8 +144,21 @@ def build_case(case: Case) -> tuple[Built, World]:
     """What the trainer builds for this rank, among the ranks of the pool."""
     ranks = case.recipe.layout.ranks
     rank = dist.get_rank() if ranks > 1 else 0
+    trainer_build.build_mesh = _mesh
     world = World(rank, ranks, rank, ranks, torch.device("cpu"), layout=case.recipe.layout)
     return build(case.job, case.recipe, world, case.stages), world
+
+
+@lru_cache(maxsize=None)
+def _mesh_of(sizes: tuple[int, ...]) -> DeviceMesh:
+    mesh = build_mesh(Layout(**dict(zip(AXES, sizes, strict=True))), "cpu")
+    KEPT.update(mesh.get_all_groups())
+    return mesh
+
+
+def _mesh(layout: Layout, _: str) -> DeviceMesh:
+    """One mesh of each shape for all tests of a rank: torch remembers, by shape, what it has worked out for one."""
+    return _mesh_of(tuple(getattr(layout, axis) for axis in AXES))
 
 
 def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:

@@ -40,8 +40,7 @@ def expected(case: Case) -> float:
     block = 2 * (c * hidden / s + scale / s + c * hidden) + c * (2 * inner + 2 * kv) / t
     block += c * shape.ffn * (3 if shape.mlp == "swiglu" else 2) / t
     if case.recompute == "none":
-        scores = 2 * SEQUENCE if case.precision == "bf16" else 4  # probabilities of one block of queries, or their sum
-        block += shape.heads * scores / t
+        block += shape.heads * c * SEQUENCE / t  # probabilities: so short a sequence is one block of queries
         block += (c * (inner + kv) + 4 * (shape.heads + shape.kv_heads)) / t if shape.qk_norm else 0
     if case.recompute == "full":
         block = c * hidden / s

@@ -129,7 +129,8 @@ class Transformer(nn.Module):
         """
         x = self.trunk(tokens, cache)
         if self.norm is None:
-            return x
+            # torch's split backward pass detaches what a stage hands on in place, which a view does not allow.
+            return x.clone() if self.twice and x._is_view() else x
         weight = part_here(self.embed.weight if self.head is None else self.head.weight)
         if targets is not None:
             return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.vocabulary, twice=self.twice)
