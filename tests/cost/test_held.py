@@ -159,8 +159,8 @@ def test_stages_of_other_software() -> None:
     weighed = [len(stage) for stage in stage_layers(wide, 2, 1, "1f1b", "nanotron")]
     assert weighed[0] > weighed[1]
     eight = shape(layers=8)
-    assert stage_layers(eight, 2, 2, "interleaved", "megatron") == [[0, 1, 4, 5], [2, 3, 6, 7]]
-    assert stage_layers(eight, 2, 2, "zbv", "megatron") == [[0, 1, 6, 7], [2, 3, 4, 5]]
+    assert stage_layers(eight, 2, 2, "interleaved", "megatron") == ((0, 1, 4, 5), (2, 3, 6, 7))
+    assert stage_layers(eight, 2, 2, "zbv", "megatron") == ((0, 1, 6, 7), (2, 3, 4, 5))
     assert held(eight, Layout(pipeline=2, interleave=2, schedule="zbv"), "megatron")[0].head > 0
 
 

@@ -33,6 +33,9 @@ _ROW = ("output", "down")
 SCALE_BYTES = 4 / 256  # of low-bit moments: one fp32 scale for a block of 256 (bitsandbytes)
 
 
+Stages = tuple[tuple[int, ...], ...]  # numbers of the layers of each stage
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Elements of one stage on one of its ranks.
@@ -74,13 +77,15 @@ def sharing_ranks(layout: Layout, software: str) -> int:
     return layout.shard if software == "nanotron" else layout.shard * layout.context
 
 
-def held(shape: ModelShape, layout: Layout, software: str) -> tuple[Held, ...]:
-    """What the fullest rank of each stage holds, first stage first."""
+def held(shape: ModelShape, layout: Layout, software: str, stages: Stages | None = None) -> tuple[Held, ...]:
+    """What the fullest rank of each stage holds, first stage first.
+
+    Args:
+        stages: layers of each, as `stages.rank_layers` has them; by the software's own rule when left out.
+    """
     ranks = sharing_ranks(layout, software)
-    return _held(
-        shape, layout.pipeline, layout.interleave, layout.schedule, layout.tensor, layout.expert, ranks,
-        max(1, ranks // layout.expert), software,
-    )  # fmt: skip
+    stages = stages or stage_layers(shape, layout.pipeline, layout.interleave, layout.schedule, software)
+    return _held(shape, stages, layout.tensor, layout.expert, ranks, max(1, ranks // layout.expert), software)
 
 
 def states(piece: Held, software: str, precision: str, zero: int, state_bits: int) -> States:
@@ -129,53 +134,58 @@ def local_size(name: str, size: tuple[int, ...], shape: ModelShape, tensor: int,
     return size
 
 
-def stage_layers(shape: ModelShape, pipeline: int, chunks: int, schedule: str, software: str) -> list[list[int]]:
-    """Layers of each stage.
+@lru_cache(maxsize=4096)
+def stage_layers(shape: ModelShape, pipeline: int, chunks: int, schedule: str, software: str) -> Stages:
+    """Layers of each stage, by the rule of a software that does not weigh them by their time.
 
-    Even, the first stages taking what is left over; torchtitan counts embedding and head as a layer each, and nanotron
-    weighs the head by its size. Chunks go round the stages, for `zbv` there and back again.
+    As `part_sizes` has them; nanotron weighs the head by its size. Chunks go round the stages, for `zbv` there and
+    back again.
     """
     if software == "nanotron" and pipeline > 1:
         return _by_weight(shape, pipeline)
-    parts = pipeline * chunks
-    total = shape.layers + (2 if software == "torchtitan" else 0)
-    sizes = [total // parts + (part < total % parts) for part in range(parts)]
-    if software == "torchtitan" and parts > 1 and min(sizes) > 1:
-        sizes[0] -= 1
-        sizes[-1] -= 1
-    elif software == "torchtitan":
-        sizes = [shape.layers // parts + (part < shape.layers % parts) for part in range(parts)]
     stages: list[list[int]] = [[] for _ in range(pipeline)]
     first = 0
-    for part, size in enumerate(sizes):
+    for part, size in enumerate(part_sizes(shape.layers, pipeline * chunks, software)):
         turn = part % pipeline
         back = schedule == "zbv" and part >= pipeline
         stages[pipeline - 1 - turn if back else turn] += range(first, first + size)
         first += size
-    return stages
+    return tuple(map(tuple, stages))
 
 
-def _by_weight(shape: ModelShape, pipeline: int) -> list[list[int]]:
+def part_sizes(layers: int, parts: int, software: str) -> list[int]:
+    """Layers of each part that a pipeline cuts a model into, in the order of the model.
+
+    As equal as can be, the first parts taking what is left over; torchtitan counts embedding and head as a layer each,
+    where that leaves every part one.
+    """
+    ends = 1 if software == "torchtitan" and parts > 1 and (layers + 2) // parts > 1 else 0
+    each, over = divmod(layers + 2 * ends, parts)
+    sizes = [each + (part < over) for part in range(parts)]
+    sizes[0] -= ends
+    sizes[-1] -= ends
+    return sizes
+
+
+def _by_weight(shape: ModelShape, pipeline: int) -> Stages:
     """Stages of equal cost, the head counted as so many layers as it has the parameters of, to the nearest layer."""
     layer = sum(math.prod(size) for _, size in block_shapes(shape) if len(size) > 1)
     head = shape.vocab_size * shape.hidden / layer
     each = (shape.layers + head) / pipeline
     cuts = [min(shape.layers, round(each * stage)) for stage in range(pipeline)] + [shape.layers]
-    return [list(range(cuts[stage], cuts[stage + 1])) for stage in range(pipeline)]
+    return tuple(tuple(range(cuts[stage], cuts[stage + 1])) for stage in range(pipeline))
 
 
 @lru_cache(maxsize=65536)
 def _held(
-    shape: ModelShape, pipeline: int, chunks: int, schedule: str, tensor: int, expert: int, ranks: int,
-    expert_ranks: int, software: str,
-) -> tuple[Held, ...]:  # fmt: skip
+    shape: ModelShape, stages: Stages, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str
+) -> tuple[Held, ...]:
     first, last = _roots(shape)
     spread = (tensor, expert, ranks, expert_ranks, software)
-    stages = stage_layers(shape, pipeline, chunks, schedule, software)
     found = []
     for stage, layers in enumerate(stages):
         root = (first if stage == 0 else ()) + (last if stage == _last_stage(stages) else ())
-        if shape.tied_embeddings and pipeline > 1 and stage == _last_stage(stages) and stage != 0:
+        if shape.tied_embeddings and stage == _last_stage(stages) and stage != 0:
             root += tuple(item for item in first if item[0] == "embed.weight")
         blocks = [_sizes(shape, layer in _dense(shape), *spread) for layer in layers]
         top = [_measure(item, shape, *spread) for item in root]
@@ -197,7 +207,7 @@ def _held(
     return tuple(found)
 
 
-def _last_stage(stages: list[list[int]]) -> int:
+def _last_stage(stages: Stages) -> int:
     """The stage with the last layer, which also has the head: the first one in a V."""
     final = max((layer for stage in stages for layer in stage), default=0)
     return next((number for number, stage in enumerate(stages) if final in stage), len(stages) - 1)

@@ -26,7 +26,8 @@ from thrifty.cost.activations import (
 )
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.habits import HABITS, Habits
-from thrifty.cost.held import FSDP, Held, States, held, states
+from thrifty.cost.held import FSDP, Held, Stages, States, held, states
+from thrifty.cost.stages import rank_layers
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
@@ -91,6 +92,7 @@ class _Asked(NamedTuple):
     exchange: Literal["fp32", "bf16"]
     runtime: float
     room: float
+    stages: Stages | None
 
 
 def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
@@ -99,7 +101,7 @@ def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
     return _Asked(
         job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.accumulation, recipe.layout,
         recipe.software, recipe.precision, recipe.recompute, recipe.compile, recipe.optimizer.state_bits,
-        recipe.exchange.dtype, runtime, chip.memory.value - runtime,
+        recipe.exchange.dtype, runtime, chip.memory.value - runtime, rank_layers(job, cluster, recipe),
     )  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def _fullest(asked: _Asked, how: Habits) -> Memory:
 
 
 def _pieces(asked: _Asked, how: Habits) -> tuple[Held, ...]:
-    return held(_padded(asked.shape, asked.layout.tensor, how), asked.layout, asked.software)
+    return held(_padded(asked.shape, asked.layout.tensor, how), asked.layout, asked.software, asked.stages)
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,8 @@ A pipeline of p ranks with v chunks each cuts the model into p v parts. They are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -91,8 +92,21 @@ def stage_layers(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[range, ...
     return balanced(job.model.layers, placement(recipe.layout), times.block, times.embedding, sum(times.head))
 
 
+def rank_layers(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[tuple[int, ...], ...] | None:
+    """The layers of each pipeline rank of this project's trainer; None of other software, which has its own rules.
+
+    Raises:
+        ThriftyError: the accelerator has no rate for the recipe's precision.
+    """
+    if recipe.software != "thrifty" or recipe.layout.pipeline == 1:
+        return None
+    split = stage_layers(job, cluster, recipe)
+    return tuple(tuple(layer for part in mine for layer in split[part]) for mine in placement(recipe.layout))
+
+
+@lru_cache(maxsize=16384)
 def balanced(
-    layers: int, held: Sequence[Sequence[int]], block: float, embedding: float, head: float
+    layers: int, held: tuple[tuple[int, ...], ...], block: float, embedding: float, head: float
 ) -> tuple[range, ...]:
     """Runs of at least one layer, such that the busiest rank, and then the longest part, are the least possible.
 
@@ -102,19 +116,23 @@ def balanced(
         held: the parts of each rank.
         block, embedding, head: seconds of one layer, and of what the first and the last part have besides.
     """
-    rank_of_part = {part: rank for rank, mine in enumerate(held) for part in mine}
-    last = len(rank_of_part) - 1
-    if layers <= last:  # `spec.legal` refuses this, but a search may ask what it would cost
-        return even(layers, last + 1)
-    numbers = [1] * (last + 1)
+    parts = sum(map(len, held))
+    if layers < parts:  # `spec.legal` refuses this, but a search may ask what it would cost
+        return even(layers, parts)
+    numbers = [1] * parts
+    load = [block + (embedding if part == 0 else 0.0) + (head if part == parts - 1 else 0.0) for part in range(parts)]
 
-    def load(part: int) -> float:
-        return numbers[part] * block + (embedding if part == 0 else 0.0) + (head if part == last else 0.0)
+    def next_of(rank: int) -> tuple[float, float, int, int]:
+        """Load of a rank with one layer more, in its shortest part."""
+        shortest = min(held[rank], key=lambda part: (load[part], part))
+        return sum(load[part] for part in held[rank]) + block, load[shortest] + block, shortest, rank
 
-    def after(part: int) -> tuple[float, float]:
-        return sum(map(load, held[rank_of_part[part]])) + block, load(part) + block
-
-    for _ in range(layers - last - 1):
-        numbers[min(range(last + 1), key=after)] += 1
-    ends = [sum(numbers[:part]) for part in range(last + 2)]
+    waiting = [next_of(rank) for rank in range(len(held))]
+    heapq.heapify(waiting)
+    for _ in range(layers - parts):
+        *_, part, rank = waiting[0]
+        numbers[part] += 1
+        load[part] += block
+        heapq.heapreplace(waiting, next_of(rank))
+    ends = [sum(numbers[:part]) for part in range(parts + 1)]
     return tuple(range(begin, end) for begin, end in pairwise(ends))

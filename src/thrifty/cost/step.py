@@ -11,9 +11,9 @@ from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.pipeline import bubble_seconds, idle_seconds, part_seconds
-from thrifty.cost.stages import UnitTimes, balanced, placement, sends, unit_times
+from thrifty.cost.stages import UnitTimes, balanced, placement, rank_layers, sends, unit_times
 from thrifty.cost.timeline import PartSeconds
-from thrifty.cost.traffic import Collective, collectives, units
+from thrifty.cost.traffic import Collective, Unit, collectives, units
 from thrifty.cost.work import split_of
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
@@ -56,7 +56,8 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     rank = rank_of(cluster, recipe)
     stage = _stage(job, recipe, rank)
     sent = collectives(job, cluster, recipe)
-    around = _parameter_handling(job, recipe, rank)
+    found = units(job.model, layout, recipe.software, rank_layers(job, cluster, recipe))
+    around = _parameter_handling(job, recipe, rank, found)
     computed = Parts(*(times * (f + b) for f, b in zip(stage.forward, stage.backward, strict=True)))
 
     waits = dict.fromkeys(_MODEL_AXES, 0.0)
@@ -75,8 +76,8 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, gathered, rank)
     exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
-    held = sum(unit.elements * unit.number for unit in units(job.model, layout, recipe.software))
-    owned = sum(unit.shard * unit.number for unit in units(job.model, layout, recipe.software)) if layout.zero else held
+    held = sum(unit.elements * unit.number for unit in found)
+    owned = sum(unit.shard * unit.number for unit in found) if layout.zero else held
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
     tensors = counts(job.model, layout.shard).tensors / layout.pipeline
     updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
@@ -219,7 +220,7 @@ def _add(one: Parts, other: Parts, times: float) -> Parts:
     return Parts(*(a + b * times for a, b in zip(one, other, strict=True)))
 
 
-def _parameter_handling(job: Job, recipe: Recipe, rank: Rank) -> float:
+def _parameter_handling(job: Job, recipe: Recipe, rank: Rank, found: tuple[Unit, ...]) -> float:
     """Casting, gathering and accumulating parameters and gradients around one microbatch, by bytes moved."""
     layout, element = recipe.layout, ELEMENT_BYTES[recipe.precision]
     held: Counts = counts(job.model, layout.shard)
@@ -227,7 +228,6 @@ def _parameter_handling(job: Job, recipe: Recipe, rank: Rank) -> float:
         cast = 2 * 6 * held.in_matmuls if element == 2 else 0  # weights to bf16, their gradients back
         added = 12 * held.total if recipe.accumulation > 1 else 0
         return (cast + added) / rank.bandwidth
-    found = units(job.model, layout, recipe.software)
     size = sum(unit.elements * unit.number for unit in found)
     if layout.zero < 3 or layout.shard == 1:
         # 16-bit weights are there as the products read them; gradients are added up in place.

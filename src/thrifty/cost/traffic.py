@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.held import held, local_size, sharing_ranks
+from thrifty.cost.held import Stages, held, local_size, sharing_ranks
 from thrifty.cost.params import parameter_shapes
 from thrifty.cost.profiles import profile
-from thrifty.cost.stages import sends
+from thrifty.cost.stages import rank_layers, sends
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import Job, ModelShape
@@ -146,7 +146,8 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
     way = (recipe.recompute, recipe.software in STOPS_EARLY)
     moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
-    return (*_data_parallel(job.model, recipe.software, recipe.exchange, *asked), *moved)
+    stages = rank_layers(job, cluster, recipe)
+    return (*_data_parallel(job.model, recipe.software, stages, recipe.exchange, *asked), *moved)
 
 
 Rings = tuple[tuple[Axis, Hop], ...]
@@ -155,8 +156,8 @@ Shares = tuple[float, float, float]  # of a link's bandwidth: inside a node, bet
 
 @lru_cache(maxsize=8192)
 def _data_parallel(
-    shape: ModelShape, software: str, exchange: Exchange, layout: Layout, accumulation: int, precision: str,
-    rings: Rings, shares: Shares,
+    shape: ModelShape, software: str, stages: Stages | None, exchange: Exchange, layout: Layout, accumulation: int,
+    precision: str, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Gradients and parameters between the ranks that see different samples, context ranks included."""
     ring, n = dict(rings), sharing_ranks(layout, software)
@@ -171,7 +172,7 @@ def _data_parallel(
 
     # A stage of a pipeline keeps its parameters gathered, and its gradients whole, until its last backward pass.
     often = accumulation if layout.pipeline == 1 else 1
-    for unit in units(shape, layout, software):
+    for unit in units(shape, layout, software, stages):
         each, size, shard = unit.number * often, unit.elements, unit.shard
         if n > 1 and layout.zero == 3:
             add("all_gather", unit.name, "forward", "shard", shard * compute, each)
@@ -230,9 +231,9 @@ class Unit:
 
 
 @lru_cache(maxsize=8192)
-def units(shape: ModelShape, layout: Layout, software: str) -> tuple[Unit, ...]:
+def units(shape: ModelShape, layout: Layout, software: str, stages: Stages | None = None) -> tuple[Unit, ...]:
     """Blocks, on average, and root of the fullest pipeline stage, as tensor and expert ranks leave them to one rank."""
-    piece = max(held(shape, layout, software), key=lambda stage: stage.shard)
+    piece = max(held(shape, layout, software, stages), key=lambda stage: stage.shard)
     number = len(piece.layers)
     block = Unit("block", (piece.whole - piece.root) / number, (piece.shard - piece.root_shard) / number, number)
     return block, Unit("root", piece.root, piece.root_shard, 1)

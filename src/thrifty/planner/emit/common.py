@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import yaml
 
+from thrifty.cost.held import part_sizes
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import Data
 from thrifty.spec.plan import Plan
@@ -159,22 +161,11 @@ def tokenizer_line(plan: Plan, notes: Notes) -> str:
     return from_environment("TOKENIZER", None, needed)
 
 
-def parts_of_layers(plan: Plan) -> list[list[int]]:
-    """Layers of each part that the pipeline cuts the model into, in the order of the model: stages x interleave.
-
-    As equal as can be, the first parts taking what is left over. Plans priced for torchtitan follow its own rule, by
-    which embedding and head count as a layer each.
-    """
+def parts_of_layers(plan: Plan) -> list[range]:
+    """Layers of each part that the pipeline cuts the model into, in the order of the model: stages x interleave."""
     layout, layers = plan.recipe.layout, plan.job.model.layers
-    parts, extra = layout.pipeline * layout.interleave, 0
-    if plan.recipe.software == "torchtitan" and (layers + 2) // parts > 1:
-        extra = 1
-    each, over = divmod(layers + 2 * extra, parts)
-    sizes = [each + (part < over) for part in range(parts)]
-    sizes[0] -= extra
-    sizes[-1] -= extra
-    starts = [sum(sizes[:part]) for part in range(parts)]
-    return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    sizes = part_sizes(layers, layout.pipeline * layout.interleave, plan.recipe.software)
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 class _Blocks(yaml.SafeDumper):
