@@ -22,6 +22,7 @@ from thrifty.cost.timeline import PartSeconds, Span, order, run, use
 from thrifty.cost.traffic import collectives
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
+from thrifty.spec.legal import SPLIT_BACKWARD
 from thrifty.spec.recipe import Layout, Recipe
 
 
@@ -93,6 +94,18 @@ def idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ..
         return _idle_seconds(layout, microbatches, parts, handing)
     some, more = (_idle_seconds(layout, m, parts, handing) for m in (few, few + p))
     return some + (more - some) * (microbatches - few) / p
+
+
+def least_idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ...]) -> float:
+    """What `idle_seconds` is at the least, without its clock: a rank waits for the parts before its first, forward, and
+    after its last whole backward pass for theirs."""
+    busy, length = 0.0, 0.0
+    for mine in placement(layout):
+        before = parts[: mine[0]]
+        works = microbatches * sum(sum(parts[part]) for part in mine)
+        drain = 0.0 if layout.schedule in SPLIT_BACKWARD else sum(one.by_input + one.by_weight for one in before)
+        busy, length = max(busy, works), max(length, sum(one.forward for one in before) + works + drain)
+    return length - busy
 
 
 @lru_cache(maxsize=4096)

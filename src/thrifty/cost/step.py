@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.params import Counts, counts
-from thrifty.cost.pipeline import bubble_seconds, idle_seconds, part_seconds
+from thrifty.cost.pipeline import bubble_seconds, idle_seconds, least_idle_seconds, part_seconds
 from thrifty.cost.stages import UnitTimes, balanced, placement, rank_layers, sends, unit_times
 from thrifty.cost.timeline import PartSeconds
 from thrifty.cost.traffic import Collective, Unit, collectives, units
@@ -46,8 +46,11 @@ class StepSeconds:
         return self.compute + self.communication + self.optimizer + self.data
 
 
-def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
+def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool = False) -> StepSeconds:
     """Time of one optimizer step, from the slowest rank's view.
+
+    Args:
+        at_least: spare the clock of this trainer's pipelines, and count what they idle at the least.
 
     Raises:
         ThriftyError: the accelerator has no rate for the recipe's precision.
@@ -69,7 +72,7 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
         waits["tensor"] *= constants.ASYNC_TENSOR_EXPOSED
     if layout.pipeline > 1:
         waits["pipeline"] += 2 * rank.profile.pipeline_seconds * times * layout.interleave
-    bubble, waits["pipeline"] = _bubble(job, recipe, rank, stage, waits)
+    bubble, waits["pipeline"] = _bubble(job, recipe, rank, stage, waits, at_least)
     waiting = sum(waits.values())
     layers = max(1, -(-job.model.layers // layout.pipeline))
     gathered = times if layout.pipeline == 1 else 1  # a stage gathers and reduces once a step
@@ -109,7 +112,9 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> StepSeconds:
     )
 
 
-def _bubble(job: Job, recipe: Recipe, rank: Rank, stage: _Stage, waits: dict[str, float]) -> tuple[float, float]:
+def _bubble(
+    job: Job, recipe: Recipe, rank: Rank, stage: _Stage, waits: dict[str, float], at_least: bool
+) -> tuple[float, float]:
     """Idle time of a stage in one step, and what of the traffic between stages is waited for, in seconds."""
     layout, times = recipe.layout, recipe.accumulation
     if layout.pipeline == 1:
@@ -120,6 +125,8 @@ def _bubble(job: Job, recipe: Recipe, rank: Rank, stage: _Stage, waits: dict[str
         units = unit_times(job, recipe, rank)
         parts = part_seconds(units, _split(job, recipe, units))
         parts = tuple(PartSeconds(*(longer * seconds for seconds in part)) for part in parts)
+        if at_least:
+            return least_idle_seconds(layout, times, parts), 0.0
         messages = times * sum(sends(layout))
         idle, waited = (idle_seconds(layout, times, parts, each) for each in (0.0, waits["pipeline"] / messages))
         return idle, waited - idle

@@ -15,6 +15,7 @@ from thrifty.cost.step import step_seconds
 from thrifty.cost.work import Split, split_of
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
+from thrifty.spec.legal import SPLIT_BACKWARD
 from thrifty.spec.recipe import Layout, Recipe
 
 
@@ -43,16 +44,19 @@ class Bounds:
         Args:
             smallest: of its microbatches.
         """
-        step, layout = step_seconds(self.job, self.cluster, recipe), recipe.layout
-        # Of this trainer's pipelines the clock says what waits, be it for a stage or for a message.
-        if layout.pipeline > 1 and recipe.software == "thrifty":
-            return step.total - step.bubble - step.limits["pipeline traffic"]
+        step, layout = step_seconds(self.job, self.cluster, recipe, at_least=True), recipe.layout
         # Schedules without a bubble are bounded by having none.
-        if layout.pipeline == 1 or layout.schedule not in ("gpipe", "1f1b", "interleaved"):
+        if layout.pipeline == 1 or layout.schedule in SPLIT_BACKWARD or recipe.software == "thrifty":
             return step.total - step.bubble
         one = self._block(split_of(layout), smallest, layout, recipe.precision, recipe.compile) * self._layers(layout)
         least = bubble_seconds(layout.pipeline, layout.schedule, layout.interleave, one, 0.0, 0.0)
         return step.total - step.bubble + least
+
+    def pipeline(self, recipe: Recipe) -> float:
+        """Seconds of one recipe of this trainer's, without the clock that says what its pipeline takes; else 0."""
+        if recipe.layout.pipeline == 1 or recipe.software != "thrifty":
+            return 0.0
+        return step_seconds(self.job, self.cluster, recipe, at_least=True).total
 
     def _layers(self, layout: Layout) -> float:
         return self.job.model.layers / layout.pipeline

@@ -153,10 +153,13 @@ def fill(
             if row.fitting:
                 heapq.heappush(heap, (max(bound, _close(bounds, row)), number, row))
         else:
+            way = _apart(cluster, row.setting)
             for recipe, used in row.fitting:
+                if bounds.pipeline(recipe) > slack * best[way]:
+                    pool.excluded[TOO_SLOW] += 1
+                    continue
                 run = estimate(job, cluster, recipe, used)
                 pool.fitting.append(Candidate(recipe, run, True))
-                way = _apart(cluster, row.setting)
                 best[way] = min(best[way], run.step.total)
     pool.excluded[TOO_SLOW] += sum(row.left() for _, _, row in heap)
     return pool
