@@ -96,9 +96,7 @@ def test_unknown_set_key(run: Run) -> None:
 
 
 def test_what_the_trainer_does_not_run(run: Run) -> None:
-    refused(
-        run("plan", "job.yaml", "--on", "8xa100", "--set", "recipe.layout.pipeline=2"), "the trainer runs pipeline 1"
-    )
+    refused(run("plan", "job.yaml", "--on", "2xa100", "--set", "recipe.precision=fp8"), "the trainer runs precision")
 
 
 def test_what_does_not_fit(run: Run) -> None:

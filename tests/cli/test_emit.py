@@ -25,10 +25,14 @@ def run(*words: str) -> str:
     return result.output
 
 
+# No pipeline and no tensor ranks, which accelerate and DeepSpeed do not take from a configuration.
+SHARDED = [word for axis in ("pipeline", "tensor") for word in ("--set", f"recipe.layout.{axis}=1")]
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("planned") / "plan.yaml"
-    run("plan", "llama-3-8b", "--on", "16xh100", "--out", str(path))
+    run("plan", "llama-3-8b", "--on", "16xh100", "--out", str(path), *SHARDED)
     return path
 
 
@@ -44,7 +48,7 @@ def test_a_plan_becomes_files_and_the_way_to_run_them_is_told(planned: Path, tmp
 def test_plan_emits_what_emit_does(tmp_path: Path) -> None:
     made, out = tmp_path / "made", str(tmp_path / "plan.yaml")
     words = ["plan", "llama-3-8b", "--on", "16xh100", "--out", out, "--emit-dir", str(made), "--json"]
-    words += ["--set", "recipe.layout.island=1"]
+    words += [*SHARDED, "--set", "recipe.layout.island=1"]
     told: dict[str, Any] = json.loads(run(*words, "--emit", "kubeflow", "--emit", "deepspeed"))["emitted"]
     assert told["kubeflow"]["files"] == [str(made / "trainjob.yaml")]
     assert told["kubeflow"]["next"] == f"kubectl create -f {made / 'trainjob.yaml'}"

@@ -165,7 +165,7 @@ REFUSED = [
     ({"on": "8xh100", "layout": {"shard": 16}}, "recipe.layout", "kubeflow"),
     ({"on": "prototype", "layout": {"shard": 8}}, "cluster.accelerator.name", "skypilot"),
     ({"on": "8xh100", "layout": {"shard": 8}, "software": "nanotron"}, "recipe.software", "slurm"),
-    ({"on": "8xh100", "layout": {"shard": 4, "tensor": 2}}, "recipe.layout.tensor", "torchrun"),
+    ({"on": "8xh100", "layout": {"shard": 8, "zero": 1}}, "recipe.layout.zero", "torchrun"),
 ]
 
 

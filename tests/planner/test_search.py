@@ -148,8 +148,9 @@ def test_what_does_not_fit_says_what_it_needs_and_what_would_do() -> None:
     assert "does not fit" in error.value.what
     assert "optimizer" in error.value.what
     assert "more devices" in error.value.hint
+    given = {"recompute": "none", "layout": {"tensor": 1, "pipeline": 1}}
     with pytest.raises(ThriftyError) as error:
-        plan(job("llama-3-8b", sequence_length=8192), cluster("8xa100-40gb"), from_dict({"recompute": "none"}, "test"))
+        plan(job("llama-3-8b", sequence_length=8192), cluster("8xa100-40gb"), from_dict(given, "test"))
     assert "recipe.recompute" in error.value.hint
 
 
@@ -166,7 +167,7 @@ def test_the_number_of_devices_that_would_do_does() -> None:
 @pytest.mark.parametrize(
     ("tree", "where"),
     [
-        ({"batch": {"sequences": 10}}, "batch.sequences"),
+        ({"batch": {"sequences": 10}, "layout": {"shard": 8}}, "batch.sequences"),
         ({"layout": {"shard": 3}}, "layout.shard"),
         ({"layout": {"shard": 16, "island": 1}}, "layout"),
         ({"batch": {"sequences": 64, "micro_sequences": 3}}, ""),
@@ -180,8 +181,11 @@ def test_contradictions_are_told(tree: dict[str, Any], where: str) -> None:
     assert error.value.hint or error.value.what
 
 
+ONE_SHARDED = {"shard": 4, "island": 1, "pipeline": 1, "tensor": 1}
+
+
 def test_idle_devices_are_named() -> None:
-    found = plan(job(), cluster("8xa100"), from_dict({"layout": {"shard": 4, "island": 1}}, "test"))
+    found = plan(job(), cluster("8xa100"), from_dict({"layout": ONE_SHARDED}, "test"))
     assert any("4 of 8 devices have nothing to do" in reason for reason in found.reasons)
 
 

@@ -44,7 +44,7 @@ def test_layouts_use_every_device_and_are_legal(software: str, text: str) -> Non
 
 @pytest.mark.parametrize(
     ("software", "axes"),
-    [("thrifty", "island shard"), ("accelerate", "island shard"), ("deepspeed", "shard pipeline"),
+    [("thrifty", "island shard pipeline tensor"), ("accelerate", "island shard"), ("deepspeed", "shard pipeline"),
      ("nanotron", "shard pipeline tensor"), ("megatron", "island shard pipeline context tensor"),
      ("torchtitan", "island shard pipeline context tensor")],
 )  # fmt: skip
@@ -91,7 +91,7 @@ def test_illegal_ways_are_counted_by_reason() -> None:
 
 @pytest.mark.parametrize(
     ("software", "given", "what"),
-    [("thrifty", {"tensor": 2}, "the trainer runs tensor 1"), ("thrifty", {"zero": 1}, "the trainer runs zero 3"),
+    [("thrifty", {"expert": 2}, "has no experts to split"), ("thrifty", {"zero": 1}, "the trainer runs zero 3"),
      ("megatron", {"tensor": 3}, "does not divide 64 devices"), ("megatron", {"pipeline": 64}, "exceeds layers 32"),
      ("megatron", {"zero": 3}, "Megatron-LM runs zero 0 or 1"), ("torchtitan", {"shard": 128}, "128 ranks need 128"),
      ("nanotron", {"pipeline": 2, "interleave": 2}, "needs schedule interleaved or zbv")],
@@ -150,7 +150,7 @@ def test_a_lever_that_is_not_there_is_told(software: str, lever: str, what: str)
         ),
         (
             Layout(shard=4, context=2, pipeline=2, schedule="zbv", interleave=2, expert=8),
-            "4 shards x 2 stages (zbv) x 2 context, experts over 8, gathered twice",
+            "4 shards x 2 stages (zbv) x 2 context, experts over 8",
         ),
     ],
 )

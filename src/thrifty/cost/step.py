@@ -240,7 +240,7 @@ def _parameter_handling(job: Job, recipe: Recipe, rank: Rank, found: tuple[Unit,
         # 16-bit weights are there as the products read them; gradients are added up in place.
         return (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * size / rank.bandwidth
     shard = sum(unit.shard * unit.number for unit in found)
-    gathers = 2 if layout.reshard_after_forward else 1
+    gathers = 2 if layout.reshard_after_forward and layout.pipeline == 1 else 1
     copied = gathers * 2 * element * size + (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * size
     host = constants.SHARDING_HOST_SECONDS * (gathers + 1) * (held.layers + 1) if rank.kind == "cpu" else 0.0
     return (copied + 12 * shard) / rank.bandwidth + host

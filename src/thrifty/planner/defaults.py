@@ -62,10 +62,12 @@ def batch_sequences(job: Job, ranks: int | None, micro_sequences: int, devices: 
         wanted = min(wanted, most)
     share = (ranks or _shared_by_most(wanted / job.sequence_length / micro_sequences, devices)) * micro_sequences
     sequences = share * 2 ** max(0, round(math.log2(max(1.0, wanted / job.sequence_length / share))))
-    here = f"{sequences} sequences = {sequences * job.sequence_length:,} tokens a step"
+    here = f"{sequences} sequences = {units.show(sequences * job.sequence_length, 'token')} tokens a step"
     if ranks and sequences == share > 1 and share * job.sequence_length > 1.5 * wanted:
         bound += f", but {ranks} ranks need {micro_sequences} each; fewer devices would waste less"
-    return Chosen(sequences, f"batch {here}; the law asks for {wanted:,.0f} ({batch_law.SOURCE}){bound}")
+    return Chosen(
+        sequences, f"batch {here}; the law asks for {units.show(wanted, 'token')} ({batch_law.SOURCE}){bound}"
+    )
 
 
 def _shared_by_most(sequences: float, devices: int) -> int:

@@ -48,14 +48,14 @@ class Pool:
         least: the least demanding recipe of those that do not fit, with its memory.
         excluded: recipes that were not priced in full, by reason.
         illegal: ways to divide the devices that nothing was priced for, by reason.
-        refused: the first reason why a recipe with a legal layout was illegal.
+        reasons: why recipes with a legal layout were illegal, one for each kind.
     """
 
     fitting: list[Candidate] = field(default_factory=list)
     least: tuple[Recipe, Memory] | None = None
     excluded: Counter[str] = field(default_factory=Counter)
     illegal: Counter[str] = field(default_factory=Counter)
-    refused: Illegal | None = None
+    reasons: dict[str, Illegal] = field(default_factory=dict)
 
     @property
     def tried(self) -> int:
@@ -63,8 +63,8 @@ class Pool:
         return len(self.fitting) + sum(self.excluded.values())
 
     def refuse(self, reason: Illegal, recipes: int) -> None:
-        """Leaves out recipes that are illegal, and keeps the first reason."""
-        self.refused = self.refused or reason
+        """Leaves out recipes that are illegal."""
+        self.reasons.setdefault(reason.kind, reason)
         self.excluded[reason.kind] += recipes
 
 

@@ -94,7 +94,7 @@ def show_layout(layout: Layout) -> str:
     parts += [f"{size} {axis}" for axis in ("context", "tensor") if (size := getattr(layout, axis)) > 1]
     again = (
         ""
-        if layout.shard == 1 or layout.zero < 3
+        if layout.shard == 1 or layout.zero < 3 or layout.pipeline > 1
         else f", gathered {'twice' if layout.reshard_after_forward else 'once'}"
     )
     return " x ".join(parts) + (f", experts over {layout.expert}" if layout.expert > 1 else "") + again
@@ -253,8 +253,11 @@ def nothing(job: Job, cluster: Cluster, base: Recipe, found: Pool, given: Tree) 
     """Why a search has nothing to choose from."""
     if found.least is not None:
         return _no_fit(job, cluster, base, found, given)
-    if found.refused is not None:
-        return ThriftyError(found.refused.what, where=found.refused.key, hint=found.refused.hint)
+    if found.reasons:
+        # Of what the user asked for, if that is at fault, else of most recipes.
+        asked = [one for one in found.reasons.values() if at(given, one.key.removeprefix("recipe.")) is not None]
+        reason = max(asked or found.reasons.values(), key=lambda one: found.excluded[one.kind])
+        return ThriftyError(reason.what, where=reason.key, hint=reason.hint)
     return _nothing_divides(job, cluster, base, given)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thrifty.planner.explain import Assumption, Explanation
+from thrifty.planner.pool import RECOMPUTES_MORE, TOO_LARGE, TOO_SLOW
 from thrifty.planner.reasons import show_layout
 from thrifty.planner.sizes import Size
 from thrifty.spec import units
@@ -124,10 +125,13 @@ def _memory(told: Explanation, width: int) -> Iterator[RenderableType]:
 def _runners_up(told: Explanation, width: int) -> Iterator[RenderableType]:
     yield wrapped(f"next best of {_counts(told)}", width, style="bold")
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
+    recipe = told.plan.recipe
+    own = (recipe.precision, f"recompute {recipe.recompute}", f"microbatch {recipe.batch.micro_sequences}")
     for way in told.runners_up:
         more = f"{way.seconds / told.plan.predicted.seconds.value - 1:+.1%}"
-        again = "" if way.recompute == "none" else f", recompute {way.recompute}"
-        what = f"- {way.layout}, {way.precision}{again}, microbatch {way.micro_sequences}"
+        values = (way.precision, f"recompute {way.recompute}", f"microbatch {way.micro_sequences}")
+        others = [value for value, chosen in zip(values, own, strict=True) if value != chosen]
+        what = f"- {', '.join([way.layout, *others])}"
         money, memory = units.show(way.usd, "usd"), units.show(way.peak_bytes, "byte")
         table.add_row(what, money, units.show(way.seconds, "s"), more, memory)
     yield table
@@ -137,9 +141,12 @@ def _counts(told: Explanation) -> str:
     """How many recipes there were, and why most of them were left out."""
     priced = told.tried - sum(told.excluded_by.values())
     parts = [f"{told.tried:,} recipes: {priced:,} priced"]
-    parts += [f"{number:,} {reason}" for reason, number in told.excluded_by.items() if number]
-    illegal = [f"{number:,} {reason}" for reason, number in told.illegal.items()]
-    return ", ".join(parts) + (f"; of layouts left out, {', '.join(illegal)}" if illegal else "")
+    searched = {reason: told.excluded_by.get(reason, 0) for reason in (TOO_SLOW, TOO_LARGE, RECOMPUTES_MORE)}
+    parts += [f"{number:,} {reason}" for reason, number in searched.items() if number]
+    refused = told.tried - priced - sum(searched.values())
+    parts += [f"{refused:,} that {told.plan.recipe.software} does not run (--json)"] if refused else []
+    illegal = sum(told.illegal.values())
+    return ", ".join(parts) + (f"; {illegal:,} layouts left out" if illegal else "")
 
 
 def sizes_table(sizes: Sequence[Size], width: int = WIDTH) -> RenderableType:

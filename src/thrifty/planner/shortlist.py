@@ -65,7 +65,8 @@ def variations(job: Job, recipe: Recipe, kept: Collection[str] = ()) -> Iterator
     micros = {1, recipe.batch.micro_sequences, recipe.batch.micro_sequences * 2, recipe.batch.micro_sequences // 2}
     again = [recipe.recompute] if "recompute" in kept else RECOMPUTE
     layouts = [recipe.layout]
-    if recipe.layout.shard > 1 and recipe.layout.zero == 3 and "layout.reshard_after_forward" not in kept:
+    open_ = recipe.layout.shard > 1 and recipe.layout.zero == 3 and recipe.layout.pipeline == 1
+    if open_ and "layout.reshard_after_forward" not in kept:
         layouts.append(gathered_otherwise(recipe.layout))
     for micro in [recipe.batch.micro_sequences] if "batch.micro_sequences" in kept else sorted(micros):
         if micro and each % micro == 0:

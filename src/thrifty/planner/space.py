@@ -237,7 +237,8 @@ def _shardings(cluster: Cluster, runs: Runs, asked: Tree, base: Layout, ranks: i
         for size in shards:
             if size < 1 or ranks % size:
                 continue
-            gathered = [again] if again is not None else [True, False] if stage == 3 and size > 1 else [True]
+            open_ = stage == 3 and size > 1 and base.pipeline == 1  # stages keep what they gathered in either case
+            gathered = [again] if again is not None else [True, False] if open_ else [True]
             for reshard in gathered:
                 yield {"island": ranks // size, "shard": size, "zero": stage, "reshard_after_forward": reshard}
         if zero is None and list(shards) == [1]:

@@ -205,7 +205,8 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
                 schedule = recipe.layout.schedule
                 what = f"schedule {schedule} runs the backward pass in two, which {name} {str(value).lower()} does not"
                 hint = f"use {name}: {str(off).lower()}, or schedule: 1f1b"
-                yield Illegal(f"recipe.{name}", f"{what} allow", hint, f"{what} allow")
+                kind = f"{name} in a schedule with a backward pass in two"
+                yield Illegal(f"recipe.{name}", f"{what} allow", hint, kind)
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
     if exchange.bits not in runs.exchange_bits:
