@@ -66,6 +66,11 @@ class TensorLayout:
         swapped = (Part(part.rank, _swap(part.box), part.term) for part in self.parts)
         return TensorLayout(_swap(self.shape), tuple(swapped))
 
+    def within(self, box: Box) -> TensorLayout:
+        """Of the parts, what lies in a box."""
+        parts = (Part(part.rank, overlap(part.box, box), part.term) for part in self.parts)
+        return TensorLayout(self.shape, tuple(parts))
+
     def part_of(self, rank: int) -> Part | None:
         return next((part for part in self.parts if part.rank == rank), None)
 
@@ -144,14 +149,14 @@ def split(whole: Tensor, layout: TensorLayout) -> dict[int, Tensor]:
     """
     if layout.terms > 1:
         raise ThriftyError("a value does not say of which terms it is the sum", hint="split it without `sums`")
-    return {part.rank: whole[_slices(part.box)] for part in layout.parts}
+    return {part.rank: whole[slices(part.box)] for part in layout.parts}
 
 
 def rebuild(parts: Mapping[int, Tensor], layout: TensorLayout) -> Tensor:
     """The whole tensor: different boxes are concatenated, terms are added up, of copies one is taken."""
     whole = next(iter(parts.values())).new_zeros(layout.shape)
     for (term, box), ranks in sorted(_holders(layout).items(), key=lambda entry: entry[0][0]):
-        _put(whole, _slices(box), parts[ranks[0]], add=term > 0)
+        _put(whole, slices(box), parts[ranks[0]], add=term > 0)
     return whole
 
 
@@ -196,7 +201,7 @@ def moves(source: TensorLayout, target: TensorLayout, node_of: Callable[[int], i
         found: Counter[int] = Counter()
         terms = range(source.terms) if target.terms == 1 else (part.term,)
         for (term, box), ranks in holders.items():
-            piece = _overlap(box, part.box)
+            piece = overlap(box, part.box)
             if term not in terms or not volume(piece):
                 continue
             found[term] += volume(piece)
@@ -253,7 +258,7 @@ def redistribute_all(
         if held is not None:
             for move in messages:
                 if move.source == rank:
-                    piece = one.local[_slices(move.box, held.box)].contiguous()
+                    piece = one.local[slices(move.box, held.box)].contiguous()
                     operations.append(dist.P2POp(dist.isend, piece, move.destination, group))
         if mine is None:
             results.append(None)
@@ -261,13 +266,13 @@ def redistribute_all(
         out = one.local.new_empty([len(side) for side in mine.box])
         results.append(out)
         summed = one.target.terms == 1
-        if held is not None and (summed or held.term == mine.term) and volume(kept := _overlap(held.box, mine.box)):
-            arriving.append((held.term * summed, out, _slices(kept, mine.box), one.local[_slices(kept, held.box)]))
+        if held is not None and (summed or held.term == mine.term) and volume(kept := overlap(held.box, mine.box)):
+            arriving.append((held.term * summed, out, slices(kept, mine.box), one.local[slices(kept, held.box)]))
         for move in messages:
             if move.destination == rank:
                 piece = one.local.new_empty([len(side) for side in move.box])
                 operations.append(dist.P2POp(dist.irecv, piece, move.source, group))
-                arriving.append((move.term * summed, out, _slices(move.box, mine.box), piece))
+                arriving.append((move.term * summed, out, slices(move.box, mine.box), piece))
     for work in dist.batch_isend_irecv(operations) if operations else ():
         work.wait()
     for term, out, where, piece in sorted(arriving, key=lambda entry: entry[0]):
@@ -278,6 +283,17 @@ def redistribute_all(
 def volume(box: Box) -> int:
     """Values in a box."""
     return math.prod(map(len, box))
+
+
+def overlap(one: Box, other: Box) -> Box:
+    """What two boxes share; of no volume where they are apart."""
+    return tuple(range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+
+
+def slices(box: Box, within: Box | None = None) -> tuple[slice, ...]:
+    """Indices of a box in the whole tensor, or in the part of it that lies at `within`."""
+    starts = [side.start for side in within] if within is not None else [0] * len(box)
+    return tuple(slice(side.start - start, side.stop - start) for side, start in zip(box, starts, strict=True))
 
 
 def _assign(wanted: list[tuple[Box, int, int, list[int]]], node_of: Callable[[int], int]) -> list[Move]:
@@ -307,16 +323,6 @@ def _put(out: Tensor, where: tuple[slice, ...], piece: Tensor, *, add: bool) -> 
         out[where] += piece
     else:
         out[where] = piece
-
-
-def _overlap(one: Box, other: Box) -> Box:
-    return tuple(range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-
-
-def _slices(box: Box, within: Box | None = None) -> tuple[slice, ...]:
-    """Indices of a box in the whole tensor, or in the part of it that lies at `within`."""
-    starts = [side.start for side in within] if within is not None else [0] * len(box)
-    return tuple(slice(side.start - start, side.stop - start) for side, start in zip(box, starts, strict=True))
 
 
 def _swap(sides: tuple[Any, ...]) -> tuple[Any, ...]:
