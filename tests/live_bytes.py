@@ -26,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if type(tensor) is Tensor:
+            if type(tensor) is Tensor and not tensor.is_meta:
                 self._follow(tensor)
         return result
 
