@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_ranks import run
 
+import thrifty
 from live_bytes import LiveBytes
 from thrifty.model.hub import load_pretrained
 from thrifty.planner.emit import write_plan
@@ -44,7 +45,7 @@ def trained(plan: Plan, root: Path, **options: Any) -> launch.Outcome:
 @pytest.fixture
 def finished(make_plan: Make, tmp_path: Path) -> Path:
     """The folder of a short run in one process; it is in `live` too, as written at the end."""
-    trained(make_plan(**SHORT, **BPE), tmp_path / "run", export=str(tmp_path / "live"))
+    thrifty.train(make_plan(**SHORT, **BPE), tmp_path / "run", export=tmp_path / "live")
     return tmp_path / "run"
 
 
@@ -171,8 +172,9 @@ def test_a_run_that_reaches_its_target_loss_is_exported(make_plan, tmp_path):
 
 def test_a_failed_export_leaves_the_bill_and_the_checkpoint(make_plan, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ThriftyError, match="cannot be written"):
+    with pytest.raises(ThriftyError, match="cannot be written") as refusal:
         trained(make_plan(**SHORT), tmp_path / "run", export=str(tmp_path / "file" / "out"))
+    assert "thrifty export RUN DIR" in refusal.value.hint
     measured = RunFolder(tmp_path / "run").read_bill()["measured"]
     assert math.isfinite(measured.seconds.value)
     assert export_checkpoint(tmp_path / "run", tmp_path / "out", print).step == 4

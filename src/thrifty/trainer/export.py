@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from thrifty.data.tokenizer import Tokenizer, load_tokenizer
-from thrifty.model.hub_files import MAX_FILE_BYTES, PIECE_BYTES, File, require_new
+from thrifty.model.hub_files import MAX_FILE_BYTES, PIECE_BYTES, require_new
 from thrifty.model.hub_write import Round, write_folder
 from thrifty.model.initialise import held
 from thrifty.model.transformer import Transformer
 from thrifty.parallel.reshard import Box, Part, TensorLayout, Transfer, overlap, redistribute_all, slices, volume
+from thrifty.parallel.shard import release_gathered
 from thrifty.spec.job import ModelShape
 from thrifty.trainer.run_folder import RunFolder
 from thrifty.trainer.trained import open_run
@@ -30,7 +31,7 @@ from thrifty.trainer.world import World
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; `step` is that of the checkpoint."""
+    """What was written: the checkpoint of which step, the safetensors files, and the values in them."""
 
     step: int
     files: tuple[str, ...]
@@ -80,7 +81,8 @@ def export_checkpoint(
         folder, plan.job.model, shapes, assemble, dtype=dtype, max_file_bytes=max_file_bytes,
         end_id=tokenizer.end_id, others=tokenizer_files(tokenizer),
     )  # fmt: skip
-    return _exported(step, files)
+    elements = sum(entry.elements for file in files for entry in file.entries)
+    return Exported(step, tuple(file.name for file in files), elements)
 
 
 @torch.no_grad()
@@ -90,12 +92,11 @@ def export_ranks(
     folder: Path,
     world: World,
     *,
-    step: int = 0,
     tokenizer: Tokenizer | None = None,
     dtype: torch.dtype = torch.float32,
     max_file_bytes: int = MAX_FILE_BYTES,
     piece_bytes: int = PIECE_BYTES,
-) -> Exported:
+) -> None:
     """Writes the model that these ranks hold together, whole, in parts or in stages. All call this, all write.
 
     Args:
@@ -108,14 +109,13 @@ def export_ranks(
     Raises:
         ThriftyError: on every rank: no family holds this shape, or the folder cannot be written on one of them.
     """
-    local = {
-        name: p.to_local() if isinstance(p, DTensor) else p.detach()
-        for name, p in model.named_parameters()
-    }  # fmt: skip
+    release_gathered(model)
+    local = {n: p.to_local() if isinstance(p, DTensor) else p.detach() for n, p in model.named_parameters()}
     layouts = _layouts(model, world)
 
     def assemble(current: Round) -> list[Tensor]:
-        transfers, mine = [], []
+        transfers: list[Transfer] = []
+        mine: list[int] = []
         for writer, piece in enumerate(current):
             for name, box in () if piece is None else piece.boxes:
                 layout = layouts[name]
@@ -128,13 +128,13 @@ def export_ranks(
         parts = [transfers[i].local if arrived is None else arrived[i] for i in mine]
         return [part for part in parts if part is not None]
 
-    files = write_folder(
+    write_folder(
         folder, shape, {name: layout.shape for name, layout in layouts.items()}, assemble,
         dtype=dtype, max_file_bytes=max_file_bytes, piece_bytes=piece_bytes,
         rank=world.rank, ranks=world.size, gather=world.gather,
-        end_id=tokenizer and tokenizer.end_id, others=tokenizer_files(tokenizer) if tokenizer else {},
+        end_id=None if tokenizer is None else tokenizer.end_id,
+        others={} if tokenizer is None else tokenizer_files(tokenizer),
     )  # fmt: skip
-    return _exported(step, files)
 
 
 def _layouts(model: nn.Module, world: World) -> dict[str, TensorLayout]:
@@ -170,8 +170,3 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     if ends:
         settings["eos_token"] = ends[0]
     return {"tokenizer.json": text, "tokenizer_config.json": json.dumps(settings, indent=1) + "\n"}
-
-
-def _exported(step: int, files: list[File]) -> Exported:
-    elements = sum(entry.elements for file in files for entry in file.entries)
-    return Exported(step, tuple(file.name for file in files), elements)

@@ -410,9 +410,10 @@ def _export(run: Run, folder: Path, tokenizer: Tokenizer, stopped: str | None) -
         return None
     try:
         with run.meter.part("checkpoint"):
-            export_ranks(run.built.model, run.plan.job.model, folder, run.world, step=run.step, tokenizer=tokenizer)
+            export_ranks(run.built.model, run.plan.job.model, folder, run.world, tokenizer=tokenizer)
     except ThriftyError as error:
-        return error
+        way = f"{error.hint}; " * bool(error.hint) + "the run is good, export its checkpoint: thrifty export RUN DIR"
+        return ThriftyError(error.what, where=error.where, hint=way)
     return None
 
 
