@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parity import Case, build_case
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
+from thrifty.model.initialise import held
 from thrifty.parallel.count import TrafficCounter
-from thrifty.parallel.reshard import TensorLayout, bytes_to_send, lay_out, moves, redistribute, split
+from thrifty.parallel.reshard import Box, TensorLayout, bytes_to_send, lay_out, moves, redistribute, split
+from thrifty.parallel.tensor import placement
 
 pytestmark = pytest.mark.dist
 
@@ -129,3 +132,21 @@ def gather_on(last: int) -> tuple[bool, int]:
 def test_ranks_that_are_to_hold_nothing_get_nothing(pool):
     seen = pool(2).run(gather_on, 1)
     assert seen == [(True, 4 * 4 * 6), (True, 0)]
+
+
+def held_by_training(case: Case) -> dict[str, tuple[tuple[int, ...], Box]]:
+    """Shape, and the box of this rank, of every parameter as the trainer splits it."""
+    built, _ = build_case(case)
+    boxes = {name: tuple(range(side.start, side.stop) for side in held(p)) for name, p in built.model.named_parameters()}
+    return {name: (tuple(p.shape), boxes[name]) for name, p in built.model.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", ["llama", "odd"])
+def test_nested_splits_are_described_as_training_makes_them(pool, shape):
+    """Sharding over tensor parallelism, also where nothing divides: rows first over tensor, then over shard."""
+    seen = pool(4).run(held_by_training, Case(shape=shape, layout={"shard": 2, "tensor": 2}))
+    for name, (size, _) in seen[0].items():
+        where = placement(name)
+        splits = [("tensor", where.dim)] if isinstance(where, Shard) else []
+        layout = lay_out(size, {"shard": 2, "tensor": 2}, [*splits, ("shard", 0)])
+        assert [part.box for part in layout.parts] == [rank[name][1] for rank in seen], name

@@ -248,36 +248,54 @@ def redistribute_all(
         group: a process group that holds all ranks of the layouts, which are numbered globally; the default one when
             left out. The first messages of an NCCL group must be of all its ranks: open it with a barrier.
     """
-    rank = dist.get_rank()
     operations: list[dist.P2POp] = []
+    arriving: list[_Arrival] = []
     results: list[Tensor | None] = []
-    arriving: list[tuple[int, Tensor, tuple[slice, ...], Tensor]] = []  # term, into what, where, what
     for one in transfers:
         messages = moves(one.source, one.target, node_of)
-        held, mine = one.source.part_of(rank), one.target.part_of(rank)
-        if held is not None:
-            for move in messages:
-                if move.source == rank:
-                    piece = one.local[slices(move.box, held.box)].contiguous()
-                    operations.append(dist.P2POp(dist.isend, piece, move.destination, group))
-        if mine is None:
-            results.append(None)
-            continue
-        out = one.local.new_empty([len(side) for side in mine.box])
-        results.append(out)
-        summed = one.target.terms == 1
-        if held is not None and (summed or held.term == mine.term) and volume(kept := overlap(held.box, mine.box)):
-            arriving.append((held.term * summed, out, slices(kept, mine.box), one.local[slices(kept, held.box)]))
-        for move in messages:
-            if move.destination == rank:
-                piece = one.local.new_empty([len(side) for side in move.box])
-                operations.append(dist.P2POp(dist.irecv, piece, move.source, group))
-                arriving.append((move.term * summed, out, slices(move.box, mine.box), piece))
+        mine = one.target.part_of(dist.get_rank())
+        result = None if mine is None else one.local.new_empty([len(side) for side in mine.box])
+        results.append(result)
+        operations += _sends(one, messages, group)
+        if mine is not None and result is not None:
+            received, added = _receives(one, messages, mine, result, group)
+            operations += received
+            arriving += added
     for work in dist.batch_isend_irecv(operations) if operations else ():
         work.wait()
-    for term, out, where, piece in sorted(arriving, key=lambda entry: entry[0]):
-        _put(out, where, piece, add=term > 0)
+    for term, result, where, piece in sorted(arriving, key=lambda arrival: arrival[0]):
+        _put(result, where, piece, add=term > 0)
     return results
+
+
+_Arrival = tuple[int, Tensor, tuple[slice, ...], Tensor]  # term of the sum, into what, where in it, what
+
+
+def _sends(one: Transfer, messages: Sequence[Move], group: Any) -> list[dist.P2POp]:
+    held = one.source.part_of(dist.get_rank())
+    if held is None:
+        return []
+    mine = [move for move in messages if move.source == held.rank]
+    pieces = [one.local[slices(move.box, held.box)].contiguous() for move in mine]
+    return [dist.P2POp(dist.isend, p, move.destination, group) for move, p in zip(mine, pieces, strict=True)]
+
+
+def _receives(
+    one: Transfer, messages: Sequence[Move], mine: Part, result: Tensor, group: Any
+) -> tuple[list[dist.P2POp], list[_Arrival]]:
+    """What comes from others, and with it what this rank has already."""
+    summed = one.target.terms == 1  # else terms stay terms, and there is one
+    operations: list[dist.P2POp] = []
+    arriving: list[_Arrival] = []
+    held = one.source.part_of(mine.rank)
+    if held is not None and (summed or held.term == mine.term) and volume(kept := overlap(held.box, mine.box)):
+        arriving.append((held.term * summed, result, slices(kept, mine.box), one.local[slices(kept, held.box)]))
+    for move in messages:
+        if move.destination == mine.rank:
+            piece = one.local.new_empty([len(side) for side in move.box])
+            operations.append(dist.P2POp(dist.irecv, piece, move.source, group))
+            arriving.append((move.term * summed, result, slices(move.box, mine.box), piece))
+    return operations, arriving
 
 
 def volume(box: Box) -> int:
