@@ -50,15 +50,24 @@ def train(
     resume: bool = False,
     budget_usd: float | None = None,
     deadline_seconds: float | None = None,
+    export: str | Path | None = None,
 ) -> Bill:
     """Executes a plan and returns the measured bill; several ranks are started as processes of this machine.
+
+    Args:
+        export: a new folder for the trained model, as Hugging Face has them.
 
     Raises:
         ThriftyError: bad input, or what stopped the run. The run folder keeps all that was computed.
     """
     from thrifty.trainer import launch
 
-    options = launch.Options(resume=resume, budget_usd=budget_usd, deadline_seconds=deadline_seconds)
+    options = launch.Options(
+        resume=resume,
+        budget_usd=budget_usd,
+        deadline_seconds=deadline_seconds,
+        export=None if export is None else str(export),
+    )
     outcome = launch.run(plan, Path(run_dir), options, began=time.time())
     if outcome is None:
         from thrifty.trainer.run_folder import RunFolder

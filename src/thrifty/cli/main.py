@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thrifty.cli import calibrate, compare, config, doctor, emit, fit_law, generate, plan, report, serve, train
+from thrifty.cli import calibrate, compare, config, doctor, emit, export, fit_law, generate, plan, report, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ app.command("serve")(serve.command)
 app.command("report")(report.command)
 app.command("compare")(compare.command)
 app.command("generate")(generate.command)
+app.command("export")(export.command)
 app.command("fit-law")(fit_law.command)
 app.command("calibrate")(calibrate.command)
 app.command("doctor")(doctor.command)

@@ -37,6 +37,9 @@ def command(
     follow: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also send metrics to tensorboard, wandb or trackio.")
     ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="At the end, write the model there as a Hugging Face folder.")
+    ] = None,
     sets: Sets = None,
     json: Json = False,
 ) -> None:
@@ -53,7 +56,13 @@ def command(
 
     if not json:
         _say(_before(plan, root))
-    options = launch.Options(resume=resume, budget_usd=budget_usd, deadline_seconds=deadline_seconds, follow=follow)
+    options = launch.Options(
+        resume=resume,
+        budget_usd=budget_usd,
+        deadline_seconds=deadline_seconds,
+        follow=follow,
+        export=None if export is None else str(export.absolute()),
+    )
     outcome = launch.run(plan, root, options, began=began)
     if outcome is None:
         return
@@ -166,4 +175,7 @@ def _after(outcome: Outcome, root: Path) -> None:
     ledger = read_ledger(root)
     print_report(console(), ledger)
     print_timeline(console(), timeline_text(ledger.plan, root))
-    typer.echo(f"\nnext: thrifty report {root} (page)   thrifty generate {root} --prompt ... (sample)")
+    typer.echo(
+        f"\nnext: thrifty report {root} (page)   thrifty generate {root} --prompt ... (sample)   "
+        f"thrifty export {root} DIR (for transformers)"
+    )

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from thrifty.catalog.hf_config import config_from_shape, read_shape
+from thrifty.catalog.hf_config import read_shape
+from thrifty.model.hub_files import INDEX, MAX_FILE_BYTES, WHOLE
 from thrifty.model.hub_names import Stored, stored_tensors
+from thrifty.model.hub_write import Round, write_folder
 from thrifty.model.initialise import held
 from thrifty.model.transformer import Transformer
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import ModelShape
 from thrifty.spec.load import read_json
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
-_BASE = {"gpt2": "transformer."}  # prefix of the trunk's tensors; "model." elsewhere
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers that old checkpoints carry
 
 
@@ -132,11 +127,16 @@ def _check_names(folder: Path, files: Iterable[str], stored: list[Stored], shape
 
 
 def save_pretrained(
-    model: Transformer, folder: str | Path, *, dtype: torch.dtype | None = None, max_file_bytes: int = 5_000_000_000
+    model: Transformer,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Writes config.json and safetensors that `transformers` and `load_pretrained` read.
+    """Writes a model that this process holds whole as config.json and safetensors that `transformers` reads.
 
-    Every rank of a sharded model must call this; rank 0 writes. The folder appears complete or not at all.
+    The folder appears complete or not at all. A model that is split over ranks is for `trainer.export.export_ranks`,
+    the checkpoint of one for `trainer.export.export_checkpoint`.
 
     Args:
         folder: must not exist, or be empty.
@@ -144,79 +144,23 @@ def save_pretrained(
         max_file_bytes: beyond, several files and an index are written.
 
     Raises:
-        ThriftyError: no family holds this shape, the folder is not empty, or the disk refuses.
+        ThriftyError: no family holds this shape, the folder is not empty, the disk refuses, or the model is split.
     """
-    folder = Path(folder)
-    config = config_from_shape(model.shape)
-    dtype = dtype or model.embed.weight.dtype
-    config["torch_dtype"] = str(dtype).removeprefix("torch.")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ThriftyError("is not empty", where=str(folder), hint="name a new folder")
-    prefix = _BASE.get(config["model_type"], "model.")
-    parameters = dict(model.named_parameters())
-    groups = _files(list(stored_tensors(model.shape)), parameters, dtype.itemsize, max_file_bytes)
-    writes = not dist.is_initialized() or dist.get_rank() == 0
-    beside = folder.with_name(folder.name + ".partial")
-    try:
-        if writes:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        weight_map: dict[str, str] = {}
-        for number, group in enumerate(groups, 1):
-            file = WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            content = {}
-            for tensor in group:
-                full = _gather(tensor, parameters, dtype)  # all ranks take part
-                if writes:
-                    content[tensor.name if tensor.name == "lm_head.weight" else prefix + tensor.name] = full
-            if writes:
-                save_file(content, beside / file, metadata={"format": "pt"})
-                weight_map |= dict.fromkeys(content, file)
-        if writes:
-            _write_json(beside / "config.json", config)
-            if len(groups) > 1:
-                total = sum(_bytes(tensor, parameters, dtype.itemsize) for group in groups for tensor in group)
-                _write_json(beside / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-            beside.replace(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise ThriftyError(f"cannot be written: {error}", where=str(folder)) from None
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if any(isinstance(parameter, DTensor) for parameter in parameters.values()):
+        hint = "thrifty.trainer.export.export_ranks writes it from all of them"
+        raise ThriftyError("the model is split over ranks", where=str(folder), hint=hint)
 
+    def assemble(current: Round) -> list[Tensor]:
+        (piece,) = current
+        boxes = () if piece is None else piece.boxes
+        return [parameters[name][tuple(slice(side.start, side.stop) for side in box)] for name, box in boxes]
 
-def _files(stored: list[Stored], parameters: Mapping[str, Tensor], itemsize: int, most: int) -> list[list[Stored]]:
-    """Tensors grouped into files of at most `most` bytes; a larger tensor has a file of its own."""
-    groups: list[list[Stored]] = [[]]
-    filled = 0
-    for tensor in stored:
-        size = _bytes(tensor, parameters, itemsize)
-        if groups[-1] and filled + size > most:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += size
-    return groups
-
-
-def _bytes(tensor: Stored, parameters: Mapping[str, Tensor], itemsize: int) -> int:
-    return itemsize * sum(_shape(part, parameters).numel() for part in tensor.parts)
-
-
-def _shape(name: str, parameters: Mapping[str, Tensor]) -> torch.Size:
-    """Shape of a parameter; of a bias that the model does not have, the rows of its weight."""
-    return parameters[name].shape if name in parameters else parameters[name.removesuffix("bias") + "weight"].shape[:1]
-
-
-@torch.no_grad()
-def _gather(tensor: Stored, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """One stored tensor, whole, on the host. A bias that the model does not have is zero."""
-    parts = []
-    for name in tensor.parts:
-        part = parameters[name] if name in parameters else torch.zeros(_shape(name, parameters))
-        full = part.full_tensor() if isinstance(part, DTensor) else part
-        parts.append(full.to(device="cpu", dtype=dtype))
-    whole = torch.cat(parts)
-    return (whole.t() if tensor.transposed else whole).contiguous()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_folder(
+        Path(folder),
+        model.shape,
+        {name: parameter.shape for name, parameter in parameters.items()},
+        assemble,
+        dtype=dtype or model.embed.weight.dtype,
+        max_file_bytes=max_file_bytes,
+    )

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from thrifty.model.hub_files import require_new
 from thrifty.spec import legal
 from thrifty.spec.bill import Bill
 from thrifty.spec.errors import ThriftyError
@@ -32,12 +33,14 @@ class Options:
         budget_usd: stop before the run has cost more, resumes included.
         deadline_seconds: stop before this run has lasted longer.
         follow: `tensorboard`, `wandb` or `trackio`: also send the metrics there.
+        export: folder for the trained model, as Hugging Face has them.
     """
 
     resume: bool = False
     budget_usd: float | None = None
     deadline_seconds: float | None = None
     follow: str | None = None
+    export: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def run(plan: Plan, root: Path, options: Options, *, began: float | None = None)
     in_torchrun = "RANK" in os.environ
     if int(os.environ.get("RANK", 0)) == 0:
         _check_folder(folder, options.resume)
+        if options.export is not None:
+            require_new(Path(options.export), plan.job.model)
     if in_torchrun or plan.recipe.layout.ranks == 1:
         return run_rank(plan, folder, options, began)
     return _run_ranks(plan, folder, options, began)
@@ -112,8 +117,8 @@ def _train(plan: Plan, folder: RunFolder, options: Options, began: float, spent:
     record = Record(folder, rank=world.rank, spent=spent, follow=follower)
     try:
         limits = Limits(options.budget_usd, options.deadline_seconds)
-        bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began)
-        record.finish(plan.predicted, bill)
+        export = Path(options.export) if options.export is not None else None
+        bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began, export=export)
         if world.rank == 0:
             remember(plan, bill, folder)
     except RuntimeError as error:

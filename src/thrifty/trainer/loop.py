@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from thrifty.cost.stages import stage_layers
 from thrifty.cost.timeline import most_kept, order
 from thrifty.data.loader import Samples
 from thrifty.data.prepare import Prepared, prepare
+from thrifty.data.tokenizer import Tokenizer
 from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.mesh import coordinates
@@ -29,6 +31,7 @@ from thrifty.trainer import checkpoint, memory
 from thrifty.trainer.build import Built, build
 from thrifty.trainer.checkpoint import Checkpoints
 from thrifty.trainer.clip import clip_gradients
+from thrifty.trainer.export import export_ranks
 from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
 from thrifty.trainer.record import Record
@@ -65,19 +68,21 @@ class Run:
 
 
 def execute(
-    plan: Plan, world: World, record: Record, *, resume: bool, limits: Limits, began: float, verify_data: bool = False
+    plan: Plan, world: World, record: Record, *, resume: bool, limits: Limits, began: float, export: Path | None = None
 ) -> tuple[Bill, str | None]:
-    """Trains until the job is done or a limit is met.
+    """Trains until the job is done or a limit is met, and bills it.
 
     Args:
         record: writes the run folder and the progress line; silent on all ranks but 0.
         began: when the run was started, seconds since the epoch.
+        export: folder for the trained model, once the job is done.
 
     Returns:
         The measured bill, and why the run stopped early (None when it is complete).
 
     Raises:
-        ThriftyError: the data does not fit the plan, a loss is not finite, or a checkpoint cannot be written or read.
+        ThriftyError: the data does not fit the plan, a loss is not finite, or a checkpoint cannot be written or read;
+            the bill is written all the same where it is the export that fails.
     """
     with TrafficCounter(world.link_of, ignore=(world.control, world.writer)) as traffic, limits:
         prepared = _prepare(plan, world, record.note)
@@ -105,7 +110,13 @@ def execute(
         run.checkpoint_seconds = 0.2 + state_bytes / 500e6  # until one is measured
         stopped = _train(run)
         write_timeline(record.folder, world, plan.recipe.layout, run.timelines)
-        return _bill(run), stopped
+        peak_bytes = memory.peak_bytes(world.device)
+        problem = None if export is None else _export(run, export, prepared.tokenizer, stopped)
+        bill = _bill(run, peak_bytes)
+        record.finish(plan.predicted, bill)
+        if problem is not None:
+            raise problem
+        return bill, stopped
 
 
 def _prepare(plan: Plan, world: World, notify: Callable[[str], None]) -> Prepared:
@@ -391,12 +402,30 @@ def save(run: Run, *, asynchronous: bool) -> None:
     run.checkpoint_seconds = time.perf_counter() - begin
 
 
-def _bill(run: Run) -> Bill:
-    """The measured bill, the same on every rank."""
+def _export(run: Run, folder: Path, tokenizer: Tokenizer, stopped: str | None) -> ThriftyError | None:
+    """What went wrong in writing the trained model for others; the run itself is good all the same."""
+    target = run.plan.job.target_loss
+    if stopped is not None and (target is None or run.loss is None or run.loss > target):
+        run.record.note(f"not exported, as the job is not done: thrifty export {run.record.folder.root} {folder}")
+        return None
+    try:
+        with run.meter.part("checkpoint"):
+            export_ranks(run.built.model, run.plan.job.model, folder, run.world, tokenizer=tokenizer)
+    except ThriftyError as error:
+        way = f"{error.hint}; " * bool(error.hint) + "the run is good, export its checkpoint: thrifty export RUN DIR"
+        return ThriftyError(error.what, where=error.where, hint=way)
+    return None
+
+
+def _bill(run: Run, peak: float) -> Bill:
+    """The measured bill, the same on every rank.
+
+    Args:
+        peak: bytes at the fullest moment of training, on this rank.
+    """
     model, world = run.built.model, run.world
     run.memory["parameters"] = memory.parameter_bytes(model)
     run.memory["optimizer"] = memory.optimizer_bytes(run.built.optimizer)
-    peak = memory.peak_bytes(world.device)
     run.memory["communication"] = run.memory.get("communication", 0) + run.meter.traffic.largest_buffer_bytes
     # The rest of the peak: interpreter, libraries, temporaries of single operations, and what the allocator keeps.
     run.memory["runtime"] = max(0.0, peak - sum(run.memory.values()))

@@ -84,9 +84,13 @@ class World:
         dist.all_gather_object(box, value, group=self.control)
         return box
 
+    def node_of(self, rank: int) -> int:
+        """The node that a rank is on: they are placed node by node in rank order."""
+        return rank // self.local_size
+
     def link_of(self, ranks: list[int]) -> str:
-        """Slowest link between ranks, which are placed node by node in rank order."""
-        nodes = {rank // self.local_size for rank in ranks}
+        """Slowest link between ranks."""
+        nodes = {self.node_of(rank) for rank in ranks}
         return "intra_node" if len(nodes) == 1 else "inter_node"
 
     def close(self) -> None:
