@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from thrifty.parallel.count import TrafficCounter
-from thrifty.parallel.mesh import AXES, build_mesh
+from thrifty.parallel.mesh import AXES, build_mesh, sharing
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
@@ -152,7 +152,7 @@ def build_case(case: Case) -> tuple[Built, World]:
 @lru_cache(maxsize=None)
 def _mesh_of(sizes: tuple[int, ...]) -> DeviceMesh:
     mesh = build_mesh(Layout(**dict(zip(AXES, sizes, strict=True))), "cpu")
-    KEPT.update(mesh.get_all_groups())
+    KEPT.update(mesh.get_all_groups() + [sharing(mesh).get_group()])
     return mesh
 
 
@@ -166,7 +166,8 @@ def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, 
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe = case.recipe
-    scale = world.data_ranks / counted
+    scale = world.averaged_ranks / counted
+    tokens, targets = world.own_tokens(tokens), world.own_tokens(targets)
     mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
     rows = [slice(first, first + case.micro) for first in mine]
     if built.pipeline is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -48,7 +48,7 @@ SHAPES = [Shape(2, 3, 3, 16, 8), Shape(1, 6, 2, 48, 5), Shape(3, 5, 1, 8, 16), S
 FORMS = ("flash", "plain")
 
 
-@lru_cache(maxsize=None)
+@cache
 def the_group() -> Any:
     group = dist.new_group(list(range(dist.get_world_size())))
     KEPT.add(group)

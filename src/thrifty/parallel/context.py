@@ -28,7 +28,7 @@ from thrifty.parallel.ring import ring_attention
 
 
 def own_part(x: Tensor, rank: int, ranks: int, dim: int = 1) -> Tensor:
-    """The two chunks that a rank holds, early one first; 2 x ranks must divide the dimension. The inverse of `whole`."""
+    """The two chunks that a rank holds, the early one first; 2 x ranks divides the dimension. Inverse of `whole`."""
     if ranks == 1:
         return x
     chunks = x.unflatten(dim, (2 * ranks, -1)).unbind(dim)
@@ -70,7 +70,7 @@ def _own_rows(rows: Callable[..., Tensor], rank: int, ranks: int, start: int, se
 
 
 def gathered_attention(query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
-    """What `ring_attention` computes, the obvious way: every rank gathers all keys and values. Tests compare the two."""
+    """What `ring_attention` computes, the obvious way: every rank gathers all keys and values. Tests compare."""
     ranks, heads = group.size(), query.shape[1]
 
     def everybodys(x: Tensor) -> Tensor:  # (batch, kv_heads, seq / ranks, width) -> (batch, heads, seq, width)

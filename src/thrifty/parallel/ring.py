@@ -50,7 +50,7 @@ def ring_attention(query: Tensor, key: Tensor, value: Tensor, group: Group) -> T
     return _Ring.apply(query, key, value, group)
 
 
-# What `torch.compiler.disable` sets, without its import, which takes a second: a compiled block calls the ring as it is.
+# What `torch.compiler.disable` sets, without its import, which takes a second: compiled blocks call the ring as it is.
 ring_attention._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
