@@ -25,6 +25,14 @@ LAYOUTS = [
     {"shard": 2, "tensor": 2, "sequence_parallel": False},
     {"island": 2, "tensor": 2},
     {"island": 2, "shard": 2, "tensor": 2},
+    {"context": 2},
+    {"context": 4},
+    {"shard": 2, "context": 2},
+    {"island": 2, "context": 2},
+    {"context": 2, "tensor": 2},
+    {"context": 2, "tensor": 2, "sequence_parallel": False},
+    {"pipeline": 2, "context": 2},
+    {"pipeline": 2, "context": 2, "schedule": "zbv", "interleave": 2},
     {"pipeline": 2, "tensor": 2},
     {"pipeline": 2, "tensor": 2, "sequence_parallel": False, "schedule": "zbv", "interleave": 2},
     {"pipeline": 2, "shard": 2, "tensor": 2, "schedule": "zero_bubble"},
@@ -71,7 +79,7 @@ def test_in_fp32_they_differ_by_rounding(pool, layout):
         assert compare(reference(case), result, bound("float32", TERMS, LLAMA["layers"])) == []
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS[:3], {"tensor": 2}, {"shard": 2, "tensor": 2}], ids=named)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:3], {"tensor": 2}, {"shard": 2, "tensor": 2}, {"context": 4}], ids=named)
 def test_in_bf16_they_differ_by_its_rounding(pool, layout):
     """Weights' gradients are rounded to bf16 for each rank's tokens apart before they are summed in fp32."""
     case = in_two(Case(layout=layout, dtype="float32", precision="bf16"))
@@ -88,6 +96,8 @@ def test_in_bf16_they_differ_by_its_rounding(pool, layout):
         ({"shard": 2, "tensor": 2}, "gpt"),
         ({"shard": 2, "tensor": 2, "sequence_parallel": False}, "odd"),
         ({"island": 2, "shard": 2, "tensor": 2}, "qwen"),
+        ({"context": 2}, "gpt"),
+        ({"shard": 2, "context": 2}, "odd"),
     ],
     ids=lambda value: value if isinstance(value, str) else named(value),
 )

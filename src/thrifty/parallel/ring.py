@@ -50,10 +50,6 @@ def ring_attention(query: Tensor, key: Tensor, value: Tensor, group: Group) -> T
     return _Ring.apply(query, key, value, group)
 
 
-# What `torch.compiler.disable` sets, without its import, which takes a second: compiled blocks call the ring as it is.
-ring_attention._torchdynamo_disable = True  # type: ignore[attr-defined]
-
-
 class _Ring(torch.autograd.Function):
     # Inside, g = heads / kv_heads queries share a key head, and n = batch x kv_heads: queries are (n, g, seq, width),
     # keys (n, seq, width), and never repeated.
