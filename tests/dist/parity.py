@@ -58,6 +58,7 @@ class Case:
     sequences: int = 8
     micro: int = 1
     recompute: str = "none"
+    compile: bool = False
     exchange: str = "fp32"
     clip: float = 0.0
     steps: int = 1
@@ -74,6 +75,7 @@ class Case:
             batch=Batch(sequences=self.sequences, micro_sequences=self.micro),
             precision=self.precision,
             recompute=self.recompute,
+            compile=self.compile,
             exchange=Exchange(dtype=self.exchange),
             evaluation=Evaluation(every_steps=0),
         )
@@ -192,8 +194,8 @@ def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, 
 
 def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]]:
     """What this rank of a pipeline computed in one step, in order, and the messages and collectives it started."""
-    built, _ = build_case(case)
-    tokens, targets = batch_of(case, 0)
+    built, world = build_case(case)
+    tokens, targets = map(world.own_tokens, batch_of(case, 0))
     assert built.pipeline is not None and case.recipe.layout.data_ranks == 1
     with TrafficCounter(lambda _: "link") as traffic:
         built.pipeline.step(tokens, targets, 1.0)

@@ -44,7 +44,7 @@ def test_layouts_use_every_device_and_are_legal(software: str, text: str) -> Non
 
 @pytest.mark.parametrize(
     ("software", "axes"),
-    [("thrifty", "island shard"), ("accelerate", "island shard"), ("deepspeed", "shard pipeline"),
+    [("thrifty", "island shard pipeline context tensor"), ("accelerate", "island shard"), ("deepspeed", "shard pipeline"),
      ("nanotron", "shard pipeline tensor"), ("megatron", "island shard pipeline context tensor"),
      ("torchtitan", "island shard pipeline context tensor")],
 )  # fmt: skip
