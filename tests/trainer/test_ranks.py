@@ -78,7 +78,9 @@ def test_two_processes_train_like_one_and_resume_like_each_other(
 
 
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"tensor": 2, "sequence_parallel": False}, {"context": 2}])
-def test_two_ranks_of_one_sample_train_like_one_process(make_plan: Make, documents: str, tmp_path: Path, layout: dict) -> None:
+def test_two_ranks_of_one_sample_train_like_one_process(
+    make_plan: Make, documents: str, tmp_path: Path, layout: dict
+) -> None:
     """Both see every sample, or half of each: the loss, validation too, counts each target once; what they send is what
     was predicted."""
     data = {"path": documents, **DOCUMENTS}

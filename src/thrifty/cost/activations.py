@@ -29,7 +29,7 @@ def activation_bytes_per_token(
     which the loss forms at once.
 
     Args:
-        keeps_scores: whether short sequences keep probabilities, as on a CPU.
+        keeps_scores: whether short sequences keep probabilities: on a CPU, unless context ranks share them.
         tensor: ranks that split the heads and the MLP.
         stream: ranks that split the residual stream (sequence parallel).
     """
@@ -52,7 +52,8 @@ def block_activation_bytes_per_token(
 
     The inputs and outputs of both norms with their scales; queries, keys and values as attention reads them, its
     output and log-sum-exp; the MLP's inner tensors: gate, up and what is made of them, or GELU's input and output.
-    Around a ring of context ranks it is the same, with `keeps_scores` false. Selective recomputation keeps nothing between the projections of attention but their outputs.
+    Around a ring of context ranks it is the same without scores. Selective recomputation keeps nothing between the
+    projections of attention but their outputs.
     """
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     width = element * shape.hidden

@@ -127,7 +127,7 @@ def _by_model(job: Job, layout: Layout) -> Iterator[Illegal]:
 
 
 def _by_ring(job: Job, context: int) -> Iterator[Illegal]:
-    """Sequences that the trainer does not split: `parallel/context.py` gives each rank two chunks of whole attention."""
+    """Sequences that the trainer does not split: each rank takes two chunks, of attention to all that came before."""
     key, shape, length = "recipe.layout.context", job.model, job.sequence_length
     if length % (2 * context):
         what = f"context {context} x 2 chunks a rank does not divide sequence_length {length}"
@@ -135,7 +135,9 @@ def _by_ring(job: Job, context: int) -> Iterator[Illegal]:
         yield Illegal(key, what, hint, "context x 2 chunks a rank does not divide sequence_length")
     if shape.sliding_window is not None and shape.sliding_window < length:
         kind = "context splits no sequences that are longer than a sliding window"
-        what = f"context {context} splits no sequences of {length} tokens with a sliding window of {shape.sliding_window}"
+        what = (
+            f"context {context} splits no sequences of {length} tokens with a sliding window of {shape.sliding_window}"
+        )
         yield Illegal(key, what, f"use context: 1; or {WAY_OUT}", kind)
 
 
