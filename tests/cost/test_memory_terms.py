@@ -117,7 +117,7 @@ def test_activations_are_what_the_module_keeps(model: ModelShape, s: int, precis
         return sum(storage.nbytes() for storage in storages.values())
 
     element = {"fp32": 4, "bf16": 2}[precision]
-    predicted = 2 * s * activation_bytes_per_token(model, s, element, "none", is_cpu=True)
+    predicted = 2 * s * activation_bytes_per_token(model, s, element, "none", keeps_scores=True)
     assert kept(3) - kept(1) == pytest.approx(predicted, rel=1e-12)
 
 

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from thrifty.parallel.count import TrafficCounter
-from thrifty.parallel.mesh import AXES, build_mesh
+from thrifty.parallel.mesh import AXES, build_mesh, sharing
 from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
@@ -58,6 +58,7 @@ class Case:
     sequences: int = 8
     micro: int = 1
     recompute: str = "none"
+    compile: bool = False
     exchange: str = "fp32"
     clip: float = 0.0
     steps: int = 1
@@ -74,6 +75,7 @@ class Case:
             batch=Batch(sequences=self.sequences, micro_sequences=self.micro),
             precision=self.precision,
             recompute=self.recompute,
+            compile=self.compile,
             exchange=Exchange(dtype=self.exchange),
             evaluation=Evaluation(every_steps=0),
         )
@@ -152,7 +154,7 @@ def build_case(case: Case) -> tuple[Built, World]:
 @lru_cache(maxsize=None)
 def _mesh_of(sizes: tuple[int, ...]) -> DeviceMesh:
     mesh = build_mesh(Layout(**dict(zip(AXES, sizes, strict=True))), "cpu")
-    KEPT.update(mesh.get_all_groups())
+    KEPT.update(mesh.get_all_groups() + [sharing(mesh).get_group()])
     return mesh
 
 
@@ -166,7 +168,8 @@ def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, 
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
     recipe = case.recipe
-    scale = world.data_ranks / counted
+    scale = world.averaged_ranks / counted
+    tokens, targets = world.own_tokens(tokens), world.own_tokens(targets)
     mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
     rows = [slice(first, first + case.micro) for first in mine]
     if built.pipeline is not None:
@@ -191,8 +194,8 @@ def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, 
 
 def watch_a_step(case: Case) -> tuple[list[tuple[str, int, int]], dict[Any, int]]:
     """What this rank of a pipeline computed in one step, in order, and the messages and collectives it started."""
-    built, _ = build_case(case)
-    tokens, targets = batch_of(case, 0)
+    built, world = build_case(case)
+    tokens, targets = map(world.own_tokens, batch_of(case, 0))
     assert built.pipeline is not None and case.recipe.layout.data_ranks == 1
     with TrafficCounter(lambda _: "link") as traffic:
         built.pipeline.step(tokens, targets, 1.0)

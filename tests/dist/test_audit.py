@@ -35,6 +35,9 @@ LAYOUTS = [
     {"shard": 2, "tensor": 2, "sequence_parallel": False, "reshard_after_forward": False},
     {"island": 2, "tensor": 2},
     {"shard": 4},
+    {"context": 4},
+    {"shard": 2, "context": 2, "reshard_after_forward": False},
+    {"context": 2, "tensor": 2},
 ]
 
 

@@ -20,6 +20,7 @@ SAVED_ON = [
     {"shard": 2, "tensor": 2},
     {"tensor": 2},
     {"island": 2, "tensor": 2, "sequence_parallel": False},
+    {"context": 2},
     {},
 ]
 CONTINUED_ON = [
@@ -27,6 +28,7 @@ CONTINUED_ON = [
     {"shard": 2},
     {"tensor": 4},
     {"shard": 2, "tensor": 2, "sequence_parallel": False},
+    {"shard": 2, "context": 2},
 ]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 
 import pytest
 from parity import LLAMA, SEQUENCE, Case, Result, bound, compare, take_steps
+from torch import nn
 
 pytestmark = pytest.mark.dist
 
@@ -25,6 +26,14 @@ LAYOUTS = [
     {"shard": 2, "tensor": 2, "sequence_parallel": False},
     {"island": 2, "tensor": 2},
     {"island": 2, "shard": 2, "tensor": 2},
+    {"context": 2},
+    {"context": 4},
+    {"shard": 2, "context": 2},
+    {"island": 2, "context": 2},
+    {"context": 2, "tensor": 2},
+    {"context": 2, "tensor": 2, "sequence_parallel": False},
+    {"pipeline": 2, "context": 2},
+    {"pipeline": 2, "context": 2, "schedule": "zbv", "interleave": 2},
     {"pipeline": 2, "tensor": 2},
     {"pipeline": 2, "tensor": 2, "sequence_parallel": False, "schedule": "zbv", "interleave": 2},
     {"pipeline": 2, "shard": 2, "tensor": 2, "schedule": "zero_bubble"},
@@ -71,7 +80,7 @@ def test_in_fp32_they_differ_by_rounding(pool, layout):
         assert compare(reference(case), result, bound("float32", TERMS, LLAMA["layers"])) == []
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS[:3], {"tensor": 2}, {"shard": 2, "tensor": 2}], ids=named)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:3], {"tensor": 2}, {"shard": 2, "tensor": 2}, {"context": 4}], ids=named)
 def test_in_bf16_they_differ_by_its_rounding(pool, layout):
     """Weights' gradients are rounded to bf16 for each rank's tokens apart before they are summed in fp32."""
     case = in_two(Case(layout=layout, dtype="float32", precision="bf16"))
@@ -88,6 +97,8 @@ def test_in_bf16_they_differ_by_its_rounding(pool, layout):
         ({"shard": 2, "tensor": 2}, "gpt"),
         ({"shard": 2, "tensor": 2, "sequence_parallel": False}, "odd"),
         ({"island": 2, "shard": 2, "tensor": 2}, "qwen"),
+        ({"context": 2}, "gpt"),
+        ({"shard": 2, "context": 2}, "odd"),
     ],
     ids=lambda value: value if isinstance(value, str) else named(value),
 )
@@ -96,6 +107,23 @@ def test_twenty_steps_with_clipping_and_accumulation(pool, layout, shape):
     case = in_two(Case(shape=shape, layout=layout, clip=0.3, steps=20, recompute="full"))
     for result in pool(case.recipe.layout.ranks).run(take_steps, case):
         assert compare(reference(case), result, 1e3 * bound("float64", TERMS, LLAMA["layers"])) == []
+
+
+def compiled_without_a_backend(case: Case) -> Result:
+    """`take_steps` with blocks that are traced and run as traced, which needs no C++ compiler."""
+    compile_module = nn.Module.compile
+    nn.Module.compile = partialmethod(compile_module, backend="aot_eager")
+    try:
+        return take_steps(case)
+    finally:
+        nn.Module.compile = compile_module
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_compiled_blocks_call_the_ring(pool, recompute):
+    case = in_two(Case(shape="qwen", layout={"context": 2}, clip=0.5, compile=True, recompute=recompute))
+    for result in pool(2).run(compiled_without_a_backend, case):
+        assert compare(reference(replace(case, compile=False)), result, bound("float64", TERMS, LLAMA["layers"])) == []
 
 
 def test_a_wrong_gradient_would_be_seen():

@@ -94,3 +94,15 @@ def test_what_runs_and_what_is_sent_are_as_planned(pool, schedule):
         planned[one.kind, 2, one.payload_bytes] += one.count
     sent = [calls for _, calls in watched]
     assert max(sent, key=lambda calls: calls["send", 2, SEQUENCE * LLAMA["hidden"] * 4]) == planned
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_stages_of_context_ranks_send_what_is_planned(pool, recompute):
+    """Messages of the ring and of the pipeline are as large here; the last stage, with norm and head, shards most."""
+    layout = {"pipeline": 2, "context": 2}
+    case = Case(shape="llama", layout=layout, dtype="float32", clip=1.0, recompute=recompute)
+    planned = Counter()
+    for one in collectives(case.job, LAPTOP, case.recipe):
+        planned[one.kind, one.group, one.payload_bytes] += one.count
+    *_, last = pool(4).run(watch_a_step, case)
+    assert last[1] == planned

@@ -24,6 +24,7 @@ PAIRS = [
     (ZBV, {"pipeline": 4}),
     ({"shard": 2}, ZBV),
     ({}, {"pipeline": 2, "shard": 2}),
+    ({"pipeline": 2, "context": 2}, {"shard": 2}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a tensor rank keeps for the backward pass, byte for byte; and logits of a head that is split."""
+"""What a tensor or context rank keeps for the backward pass, byte for byte; and logits of a head that is split."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from parity import SEQUENCE, SHAPES, Case, batch_of, build_case, whole
 
+from thrifty.cost.activations import activation_bytes_per_token
 from thrifty.trainer import memory
 
 pytestmark = pytest.mark.dist
@@ -13,8 +14,8 @@ pytestmark = pytest.mark.dist
 
 def kept_bytes(case: Case) -> tuple[int, int]:
     """Saved by a forward pass for each sequence more (weights and rotary tables do not grow); rows of the head."""
-    built, _ = build_case(case)
-    tokens, targets = batch_of(case, 0)
+    built, world = build_case(case)
+    tokens, targets = map(world.own_tokens, batch_of(case, 0))
     found = []
     for sequences in (1, 3):
         storages: dict[int, torch.UntypedStorage] = {}
@@ -57,6 +58,19 @@ def test_what_a_tensor_rank_keeps(pool, shape, precision, recompute, sequence_pa
     for activations, rows in pool(2).run(kept_bytes, case):
         assert activations == SEQUENCE * expected(case)
         assert rows == SHAPES[shape]["vocab_size"] // 2
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(("shape", "precision"), [("llama", "fp32"), ("gpt", "fp32"), ("qwen", "bf16")])
+@pytest.mark.parametrize("layout", [{"context": 2}, {"context": 2, "tensor": 2}], ids=str)
+def test_what_a_context_rank_keeps(pool, shape, precision, recompute, layout):
+    """Of its own tokens what one process would, with a log-sum-exp for each query and head; nothing of what goes by."""
+    case = Case(shape=shape, layout=layout, dtype="float32", precision=precision, recompute=recompute)
+    model, tensor = case.job.model, layout.get("tensor", 1)
+    element = 2 if precision == "bf16" else 4
+    each = activation_bytes_per_token(model, SEQUENCE, element, recompute, False, tensor, tensor)
+    for activations, _ in pool(case.recipe.layout.ranks).run(kept_bytes, case):
+        assert activations == SEQUENCE // 2 * each
 
 
 def logits_of(case: Case) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,9 +77,12 @@ def test_two_processes_train_like_one_and_resume_like_each_other(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"tensor": 2, "sequence_parallel": False}])
-def test_two_tensor_ranks_train_like_one_process(make_plan: Make, documents: str, tmp_path: Path, layout: dict) -> None:
-    """Both see every sample: the loss, validation too, counts each once; what they send is what was predicted."""
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"tensor": 2, "sequence_parallel": False}, {"context": 2}])
+def test_two_ranks_of_one_sample_train_like_one_process(
+    make_plan: Make, documents: str, tmp_path: Path, layout: dict
+) -> None:
+    """Both see every sample, or half of each: the loss, validation too, counts each target once; what they send is what
+    was predicted."""
     data = {"path": documents, **DOCUMENTS}
     one = make_plan(data=data, steps=12)
     both = make_plan(data=data, steps=12, recipe={"layout": layout, "recompute": "selective"})

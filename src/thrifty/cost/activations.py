@@ -19,7 +19,7 @@ NVFP4_PLAIN_LAYERS = 0.15
 
 
 def activation_bytes_per_token(
-    shape: ModelShape, sequence_length: int, element: int, recompute: str, is_cpu: bool, tensor: int = 1,
+    shape: ModelShape, sequence_length: int, element: int, recompute: str, keeps_scores: bool, tensor: int = 1,
     stream: int = 1,
 ) -> float:  # fmt: skip
     """Bytes that this trainer's forward pass keeps for the backward pass, for one token on one rank.
@@ -29,6 +29,7 @@ def activation_bytes_per_token(
     which the loss forms at once.
 
     Args:
+        keeps_scores: whether short sequences keep probabilities: on a CPU, unless context ranks share them.
         tensor: ranks that split the heads and the MLP.
         stream: ranks that split the residual stream (sequence parallel).
     """
@@ -37,38 +38,39 @@ def activation_bytes_per_token(
         block = inputs / stream
     else:
         block = block_activation_bytes_per_token(
-            shape, sequence_length, element, is_cpu, tensor, stream, recompute == "selective"
+            shape, sequence_length, element, keeps_scores, tensor, stream, recompute == "selective"
         )
     return shape.layers * block + (8 if tensor == 1 else 9) + (inputs + scale) / stream + inputs
 
 
 @lru_cache(maxsize=1024)
 def block_activation_bytes_per_token(
-    shape: ModelShape, sequence_length: int, element: int, is_cpu: bool, tensor: int = 1, stream: int = 1,
+    shape: ModelShape, sequence_length: int, element: int, keeps_scores: bool, tensor: int = 1, stream: int = 1,
     selective: bool = False,
 ) -> float:  # fmt: skip
     """Bytes that one of this trainer's blocks keeps for its backward pass, for one token on one rank.
 
     The inputs and outputs of both norms with their scales; queries, keys and values as attention reads them, its
     output and log-sum-exp; the MLP's inner tensors: gate, up and what is made of them, or GELU's input and output.
-    Selective recomputation keeps nothing between the projections of attention but their outputs.
+    Around a ring of context ranks it is the same without scores. Selective recomputation keeps nothing between the
+    projections of attention but their outputs.
     """
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     width = element * shape.hidden
     norms = 2 * (width / stream + _norm_scale_bytes(shape, element) / stream + width)
     heads = float(element * (2 * query + 2 * kv))
     if not selective:
-        heads += shape.heads * _scores_bytes(shape, sequence_length, element, is_cpu)
+        heads += shape.heads * _scores_bytes(shape, sequence_length, element, keeps_scores)
         heads += element * (query + kv) + 4 * (shape.heads + shape.kv_heads) if shape.qk_norm else 0
     inner = element * shape.ffn * (3 if shape.mlp == "swiglu" else 2)
     return norms + (heads + inner) / tensor
 
 
-def _scores_bytes(shape: ModelShape, sequence_length: int, element: int, is_cpu: bool) -> float:
+def _scores_bytes(shape: ModelShape, sequence_length: int, element: int, keeps_scores: bool) -> float:
     """What attention keeps of one query's scores in a head: a log-sum-exp, or on a CPU, if short, probabilities."""
     windowed = shape.sliding_window is not None and sequence_length > shape.sliding_window
     longest = constants.SHORT_ATTENTION_LONGEST if element == 2 else constants.SHORT_ATTENTION_BLOCK
-    if not is_cpu or windowed or sequence_length > longest:
+    if not keeps_scores or windowed or sequence_length > longest:
         return 4.0
     size = constants.SHORT_ATTENTION_BLOCK
     ends = [min(begin + size, sequence_length) for begin in range(0, sequence_length, size)]
@@ -84,6 +86,16 @@ def _norm_scale_bytes(shape: ModelShape, element: int) -> int:
 def working_bytes_per_token(shape: ModelShape, element: int) -> int:
     """Gradients alive inside one block's backward pass, for one token: of the widest inner tensors and the stream."""
     return element * (3 if shape.mlp == "swiglu" else 2) * shape.ffn + 2 * element * shape.hidden
+
+
+def ring_bytes_per_token(shape: ModelShape, element: int) -> int:
+    """What attention around a ring holds in its backward pass, for one token of a rank (`parallel/ring.py`).
+
+    Keys and values that are here and that arrive; their gradients' sums, own, here and arriving, in fp32; the same of
+    queries, and copies of queries, output and both gradients by key heads.
+    """
+    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return element * (2 * 2 * kv + 4 * query) + 4 * (3 * 2 * kv + query)
 
 
 @dataclass(frozen=True, slots=True)

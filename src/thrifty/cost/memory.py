@@ -22,6 +22,7 @@ from thrifty.cost.activations import (
     activation_bytes_per_token,
     block,
     block_activation_bytes_per_token,
+    ring_bytes_per_token,
     working_bytes_per_token,
 )
 from thrifty.cost.compute import ELEMENT_BYTES
@@ -60,7 +61,7 @@ class Memory:
 
 def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
-    if recipe.software == "thrifty" and recipe.layout.pipeline * recipe.layout.context == 1:
+    if recipe.software == "thrifty" and recipe.layout.pipeline == 1:
         return _own(job, cluster, recipe)
     return _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
 
@@ -152,7 +153,8 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
     e = ELEMENT_BYTES[precision]
     fixed = states(piece, asked.software, precision, layout.zero, asked.state_bits)
     stream = layout.tensor if layout.sequence_parallel else 1
-    split = Split(layout.tensor, stream, layout.context)
+    ours = asked.software == "thrifty"
+    split = Split(layout.tensor, stream, 1 if ours else layout.context)  # ours keeps what one rank would
     tokens = asked.micro_sequences * asked.sequence_length / layout.context
     dense = shape.layers if shape.experts is None else shape.experts.dense_layers
     way = (asked.sequence_length, precision, asked.recompute, asked.compiled, split, how)
@@ -162,7 +164,10 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
     one = tokens * sum(number * kind.kept for number, kind in kinds)
     kept = in_flight(layout, stage, asked.microbatches) * one
     again = tokens * max((kind.full - kind.kept for _, kind in kinds), default=0.0)
-    working = tokens * max((kind.working for _, kind in kinds), default=0.0)
+    working = max((kind.working for _, kind in kinds), default=0.0)
+    if ours and layout.context > 1:
+        working = max(working, ring_bytes_per_token(shape, e) / layout.tensor)
+    working *= tokens
     is_last = piece.head > 0
     vocab = piece.head / shape.hidden
     ending = tokens * e * shape.hidden * (1 / stream + (1.0 if how.gathered else 1 / stream)) if is_last else 0.0
@@ -288,17 +293,19 @@ def _gathered(asked: _Asked, piece: Held, fixed: States, e: int) -> _Moved:
 
 def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """This trainer's fully sharded runs, term by term as its meter counts them."""
-    piece = held(job.model, recipe.layout, "thrifty")[0]
-    tokens = recipe.batch.micro_sequences * job.sequence_length
+    layout = recipe.layout
+    piece = held(job.model, layout, "thrifty")[0]
+    tokens = recipe.batch.micro_sequences * job.sequence_length // layout.context
     element = ELEMENT_BYTES[recipe.precision]
     is_cpu = cluster.accelerator.kind == "cpu"
-    layout = recipe.layout
+    keeps_scores = is_cpu and layout.context == 1
     split = (layout.tensor, layout.tensor if layout.sequence_parallel else 1)
     asked = (job.model, job.sequence_length, element)
-    kept = tokens * activation_bytes_per_token(*asked, recipe.recompute, is_cpu, *split)
+    kept = tokens * activation_bytes_per_token(*asked, recipe.recompute, keeps_scores, *split)
     # With recomputation one block at a time is there in full; in either case so are its own gradients.
-    inside = block_activation_bytes_per_token(*asked, is_cpu, *split) * tokens
-    working = working_bytes_per_token(job.model, element) / layout.tensor * tokens
+    inside = block_activation_bytes_per_token(*asked, keeps_scores, *split) * tokens
+    ring = ring_bytes_per_token(job.model, element) if layout.context > 1 else 0
+    working = max(working_bytes_per_token(job.model, element), ring) / layout.tensor * tokens
     in_block = kept + (0 if recipe.recompute == "none" else inside) + working
     logits = logits_bytes(-(-job.model.vocab_size // layout.tensor), tokens, element, is_cpu)
     fixed = 4.0 * piece.shard

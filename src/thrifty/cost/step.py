@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
+from thrifty.cost.held import sharing_ranks
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.pipeline import bubble_seconds, idle_seconds, least_idle_seconds, part_seconds
 from thrifty.cost.stages import UnitTimes, balanced, placement, rank_layers, sends, unit_times
@@ -67,7 +68,8 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     for one in sent:
         if one.axis in waits and one.phase != "step":
             waits[one.axis] += one.seconds * one.count
-    waits["context"] = max(0.0, waits["context"] - computed.attention)  # the ring turns while attention computes
+    if rank.kind != "cpu":  # where nothing hides
+        waits["context"] = max(0.0, waits["context"] - computed.attention)  # the ring turns while attention computes
     if layout.tensor_overlap:
         waits["tensor"] *= constants.ASYNC_TENSOR_EXPOSED
     if layout.pipeline > 1:
@@ -82,7 +84,7 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     held = sum(unit.elements * unit.number for unit in found)
     owned = sum(unit.shard * unit.number for unit in found) if layout.zero else held
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
-    tensors = counts(job.model, layout.shard).tensors / layout.pipeline
+    tensors = counts(job.model, sharing_ranks(layout, recipe.software)).tensors / layout.pipeline
     updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
     optimizer = rank.profile.update * (updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded))
     host = constants.STEP_HOST_SECONDS[rank.kind] + rank.profile.step_seconds
@@ -230,13 +232,14 @@ def _add(one: Parts, other: Parts, times: float) -> Parts:
 def _parameter_handling(job: Job, recipe: Recipe, rank: Rank, found: tuple[Unit, ...]) -> float:
     """Casting, gathering and accumulating parameters and gradients around one microbatch, by bytes moved."""
     layout, element = recipe.layout, ELEMENT_BYTES[recipe.precision]
-    held: Counts = counts(job.model, layout.shard)
+    sharing = sharing_ranks(layout, recipe.software)
+    held: Counts = counts(job.model, sharing)
     if layout.ranks == 1:
         cast = 2 * 6 * held.in_matmuls if element == 2 else 0  # weights to bf16, their gradients back
         added = 12 * held.total if recipe.accumulation > 1 else 0
         return (cast + added) / rank.bandwidth
     size = sum(unit.elements * unit.number for unit in found)
-    if layout.zero < 3 or layout.shard == 1:
+    if layout.zero < 3 or sharing == 1:
         # 16-bit weights are there as the products read them; gradients are added up in place.
         return (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * size / rank.bandwidth
     shard = sum(unit.shard * unit.number for unit in found)

@@ -38,8 +38,8 @@ class Collective(NamedTuple):
     Attributes:
         unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping),
             `whole` (gradients of what every tensor rank holds whole), `tied` (the gradient of an embedding that two
-            stages hold), or the activations of an axis: `stream` (the residual stream), `loss`, `experts`, `keys`,
-            `stage`.
+            stages hold), or the activations of an axis: `stream` (the residual stream), `loss`, `experts`, `keys`
+            (with values), `sums` (of gradients of keys and values), `stage`.
         phase: `forward`, `backward`, or `step` for what happens once a step.
         axis: of the layout, whose ranks take part.
         group: how many they are.
@@ -144,7 +144,7 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     rings = tuple((a, Hop(h.link, h.bandwidth, h.latency * how.latency)) for a, h in zip(axes, found, strict=True))
     shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
     asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
-    way = (recipe.recompute, recipe.software in STOPS_EARLY)
+    way = (recipe.recompute, recipe.software in STOPS_EARLY, recipe.software == "thrifty")
     moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
     stages = rank_layers(job, cluster, recipe)
     return (*_data_parallel(job.model, recipe.software, stages, recipe.exchange, *asked), *moved)
@@ -199,7 +199,7 @@ def _data_parallel(
     if n > 1:
         add("all_reduce", "norm", "step", "shard", 4, 1)
     if layout.tensor > 1:
-        whole = _partial_elements(shape, layout)
+        whole = _partial_elements(shape, layout, n)
         for unit_name, payload in (("whole", 4.0 * whole), ("norm", 4.0)):
             if payload:
                 ring_of, pair = ring["tensor"], shares[:2]
@@ -209,14 +209,14 @@ def _data_parallel(
     return tuple(found)
 
 
-def _partial_elements(shape: ModelShape, layout: Layout) -> int:
+def _partial_elements(shape: ModelShape, layout: Layout, sharing: int) -> int:
     """Gradients that tensor ranks must add up, on the fullest rank of a shard: of parameters that each holds whole but
     uses on a part of the tokens (under sequence parallelism all such) or of the heads (norms of queries and keys)."""
     found = 0
     for name, size in parameter_shapes(shape):
         whole = local_size(name, size, shape, layout.tensor, layout.expert) == size
         if whole and (layout.sequence_parallel or name.endswith(("query_norm.weight", "key_norm.weight"))):
-            found += -(-size[0] // layout.shard) * math.prod(size[1:])
+            found += -(-size[0] // sharing) * math.prod(size[1:])
     return found // layout.pipeline
 
 
@@ -241,10 +241,15 @@ def units(shape: ModelShape, layout: Layout, software: str, stages: Stages | Non
 
 @lru_cache(maxsize=65536)
 def _activations(
-    shape: ModelShape, length: int, micro: int, recompute: str, stops_early: bool, layout: Layout, accumulation: int,
-    precision: str, rings: Rings, shares: Shares,
+    shape: ModelShape, length: int, micro: int, recompute: str, stops_early: bool, by_messages: bool, layout: Layout,
+    accumulation: int, precision: str, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
-    """Activations and their gradients between the ranks that share a microbatch."""
+    """Activations and their gradients between the ranks that share a microbatch.
+
+    Args:
+        by_messages: context ranks pass keys, values and fp32 sums of their gradients on one by one, as `parallel/ring`
+            does; else this is counted as collectives of the same bytes in the compute dtype.
+    """
     if layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
         return ()
     ring, element = dict(rings), ELEMENT_BYTES[precision]
@@ -279,9 +284,16 @@ def _activations(
     if layout.context > 1:
         width = shape.latent.kv_rank + shape.latent.rope_dim if shape.latent else 2 * shape.kv_heads * shape.head_dim
         keys = tokens * width / (1 if shape.latent else min(layout.tensor, shape.kv_heads)) * element
-        add("all_gather", "keys", "forward", "context", keys, layers * (1 + (recompute != "none")))
-        add("all_gather", "keys", "backward", "context", keys, layers)
-        add("reduce_scatter", "keys", "backward", "context", keys * layout.context, layers)
+        ahead, back = layers, layers * (1 + (recompute != "none"))  # the attention core is computed again in any case
+        turns = layout.context - 1
+        if by_messages:
+            add("send", "keys", "forward", "context", keys, ahead * turns)
+            add("send", "keys", "backward", "context", keys, back * turns)
+            add("send", "sums", "backward", "context", keys / element * 4, layers * turns)
+        else:
+            add("all_gather", "keys", "forward", "context", keys, ahead)
+            add("all_gather", "keys", "backward", "context", keys, back)
+            add("reduce_scatter", "keys", "backward", "context", keys * layout.context, layers)
     if layout.expert > 1 and shape.experts is not None:
         sparse = -(-(shape.layers - shape.experts.dense_layers) // layout.pipeline)
         routed = stream * shape.experts.active / (layout.tensor if layout.sequence_parallel else 1)
@@ -319,6 +331,6 @@ def evaluation_by_link(sent: tuple[Collective, ...], recipe: Recipe, batches: in
         elif one.axis == "shard":
             often = batches if one.unit == "block" and recipe.layout.reshard_after_forward else 1.0
         else:
-            often = batches / (2 if recipe.recompute == "full" and one.axis in ("context", "expert") else 1)
+            often = batches / (2 if recipe.recompute == "full" and one.axis == "expert" else 1)
         total[one.link] += one.sent_bytes * each * often
     return total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,11 +35,16 @@ class Context:
 
 
 def make_context(
-    shape: ModelShape, window: int | None, seq: int, start: int, dtype: torch.dtype, device: torch.device
-) -> Context:
-    """Rotary tables and mask for `seq` tokens that begin at position `start`, in layers of one window."""
+    shape: ModelShape, window: int | None, seq: int, start: int, dtype: torch.dtype, device: torch.device,
+    places: Tensor | None = None,
+) -> Context:  # fmt: skip
+    """Rotary tables and mask for `seq` tokens that begin at position `start`, in layers of one window.
+
+    Args:
+        places: positions of the tokens where they do not follow one another, (seq,).
+    """
     positions = torch.arange(start, start + seq, device=device)
-    rope = rope_tables(shape, positions, dtype) if shape.positions == "rope" else None
+    rope = rope_tables(shape, positions if places is None else places, dtype) if shape.positions == "rope" else None
     if (window is None or start + seq <= window) and (start == 0 or seq == 1):  # a lower triangle, or all
         return Context(start, rope, None, causal=start == 0)
     distance = positions[:, None] - torch.arange(start + seq, device=device)  # (seq, keys)
@@ -92,6 +99,8 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.key_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.output = Linear(inner, shape.hidden, bias=shape.bias == "all")
+        # Attention where other ranks hold keys of the same sequences: (q, k, v) -> y, heads before seq.
+        self.ring: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.recompute = False  # what lies between the projections, in the backward pass (arXiv:2205.05198)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
@@ -114,7 +123,9 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (batch, heads, seq, head_dim)
         if cache is not None:
             k, v = cache.append(k, v, context.start)
-        if context.causal and suits(q, k):
+        if self.ring is not None:
+            y = self.ring(q, k, v)
+        elif context.causal and suits(q, k):
             y = short_attention(q, k, v)
         else:
             y = F.scaled_dot_product_attention(

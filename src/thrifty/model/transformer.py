@@ -5,6 +5,7 @@ What a block saves for its backward pass is listed in `docs/model.md`; the cost 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -94,6 +95,8 @@ class Transformer(nn.Module):
         self.shape = shape
         self.recompute = recompute
         self.sequence_parts = 1  # in which ranks that split the residual stream along the sequence hold it
+        # Positions of the tokens that this rank holds, (tokens, device) -> (tokens,), where ranks share sequences.
+        self.places: Callable[[int, torch.device], Tensor] | None = None
         self.twice = False  # whether a backward pass runs in two parts: see `linear_cross_entropy`
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else None  # None: that of the parameters
         # A stage of a pipeline holds some of these alone: see `keep_stage`.
@@ -150,8 +153,10 @@ class Transformer(nn.Module):
             x = x + self.positions(start, seq).to(x.dtype)
         blocks = [(int(name), block) for name, block in self.blocks.named_children()]
         windows = {index: self.shape.window(index) for index, _ in blocks}
+        places = None if self.places is None else self.places(seq, x.device)
         contexts = {
-            w: make_context(self.shape, w, seq, start, x.dtype, x.device) for w in dict.fromkeys(windows.values())
+            w: make_context(self.shape, w, seq, start, x.dtype, x.device, places)
+            for w in dict.fromkeys(windows.values())
         }
         for index, block in blocks:
             context = contexts[windows[index]]

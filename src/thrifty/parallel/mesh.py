@@ -3,7 +3,7 @@
     rank = (((island x P + pipeline) x S + shard) x C + context) x T + tensor
 
 with P stages, S shards, C context and T tensor ranks. The inner an axis, the nearer its ranks, so tensor groups lie
-inside a node and pipelines across nodes.
+inside a node and pipelines across nodes. Parameters are sharded over shard and context ranks together.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ AXES = ("island", "pipeline", "shard", "context", "tensor")  # outermost first
 def build_mesh(layout: Layout, device_type: str) -> DeviceMesh:
     """A mesh with all five axes, those of size 1 included, so that `mesh["tensor"]` is there on every layout."""
     return init_device_mesh(device_type, tuple(getattr(layout, axis) for axis in AXES), mesh_dim_names=AXES)
+
+
+def sharing(mesh: DeviceMesh) -> DeviceMesh:
+    """The axis of ranks that share one copy of the sharded states: those of a sequence like those of samples.
+
+    That is `shard`, with the context ranks where there are some.
+    """
+    if mesh["context"].size() == 1:
+        return mesh["shard"]
+    return mesh["shard", "context"]._flatten("shard_context")  # torch's one way to do it, and torchtitan's
 
 
 def coordinates(layout: Layout, rank: int) -> dict[str, int]:

@@ -7,6 +7,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from thrifty.parallel.mesh import sharing
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -21,11 +23,11 @@ def shard(
 ) -> None:
     """Shards each block, then the rest of the model as one unit (embedding, last norm, head), in place.
 
-    Each parameter is split along its first dimension over the mesh axis `shard`; gradients are averaged over `shard`
-    (reduce-scatter) and over `island` (all-reduce). Parameters are gathered in the compute precision.
+    Each parameter is split along its first dimension over the mesh axes `shard` and `context`; gradients are averaged
+    over them (reduce-scatter) and over `island` (all-reduce). Parameters are gathered in the compute precision.
 
     Args:
-        mesh: with axes `island` and `shard`; the model's parameters may still be on the meta device.
+        mesh: with axes `island`, `shard` and `context`; the model's parameters may still be on the meta device.
         blocks: the units that are gathered one at a time.
         exchange_dtype: in which gradients are reduced.
     """
@@ -35,7 +37,9 @@ def shard(
     reduce = exchange if compute is not None or exchange_dtype != "fp32" else None
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     # One island needs the one-dimensional mesh: the two-dimensional one would all-reduce in a group of one.
-    data_mesh = mesh["shard"] if mesh["island"].size() == 1 else mesh["island", "shard"]
+    data_mesh = sharing(mesh)
+    if mesh["island"].size() > 1:
+        data_mesh = DeviceMesh._concatenate([mesh["island"], data_mesh])
     for block in blocks:
         fully_shard(block, mesh=data_mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root is needed again at once in the backward pass, so it stays gathered.

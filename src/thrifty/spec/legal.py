@@ -63,6 +63,9 @@ def by_layout(job: Job, layout: Layout, software: str) -> Illegal | None:
         kind = "the trainer splits key/value heads: tensor does not divide them"
         what = f"the trainer splits key/value heads: tensor {layout.tensor} does not divide {job.model.kv_heads}"
         return Illegal("recipe.layout.tensor", what, _divisors(job.model.kv_heads), kind)
+    if software == "thrifty" and layout.context > 1:
+        for reason in _by_ring(job, layout.context):
+            return reason
     for checks in (_by_schedule(job.model, layout), _by_software(layout, software), _by_shape(job.model, software)):
         for reason in checks:
             return reason
@@ -121,6 +124,21 @@ def _by_model(job: Job, layout: Layout) -> Iterator[Illegal]:
         yield Illegal("recipe.layout.context", what, _divisors(job.sequence_length), kind)
     if layout.expert > 1:
         yield from _by_experts(shape, layout)
+
+
+def _by_ring(job: Job, context: int) -> Iterator[Illegal]:
+    """Sequences that the trainer does not split: each rank takes two chunks, of attention to all that came before."""
+    key, shape, length = "recipe.layout.context", job.model, job.sequence_length
+    if length % (2 * context):
+        what = f"context {context} x 2 chunks a rank does not divide sequence_length {length}"
+        hint = _divisors(length // 2) if length % 2 == 0 else "use context: 1"
+        yield Illegal(key, what, hint, "context x 2 chunks a rank does not divide sequence_length")
+    if shape.sliding_window is not None and shape.sliding_window < length:
+        kind = "context splits no sequences that are longer than a sliding window"
+        what = (
+            f"context {context} splits no sequences of {length} tokens with a sliding window of {shape.sliding_window}"
+        )
+        yield Illegal(key, what, f"use context: 1; or {WAY_OUT}", kind)
 
 
 def _by_experts(shape: ModelShape, layout: Layout) -> Iterator[Illegal]:

@@ -41,7 +41,7 @@ RUNS = {
     # This version of the trainer.
     "thrifty": Runs(
         called="the trainer",
-        axes=("island", "shard", "pipeline", "tensor"),
+        axes=("island", "shard", "pipeline", "context", "tensor"),
         zero=(3,),
         zero_in_pipelines=(3,),
         schedules=("gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"),

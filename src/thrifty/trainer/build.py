@@ -12,7 +12,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from thrifty.model.transformer import Transformer, initialise, keep_stage
-from thrifty.parallel.mesh import build_mesh
+from thrifty.parallel.context import parallelize_context
+from thrifty.parallel.mesh import build_mesh, sharing
 from thrifty.parallel.pipeline import Chunks, Part, Pipeline, Tied, parts_of, tie
 from thrifty.parallel.shard import shard
 from thrifty.parallel.tensor import parallelize_tensor, sum_partial_gradients
@@ -64,17 +65,20 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
     built = Built(model, build_optimizer(model, recipe.optimizer))
     if mesh is None:
         return built
-    built.norm_groups = [mesh.get_group(axis) for axis in ("shard", "tensor", "pipeline") if mesh[axis].size() > 1]
+    built.norm_groups = [mesh.get_group(axis) for axis in ("tensor", "pipeline") if mesh[axis].size() > 1]
+    if layout.shard * layout.context > 1:
+        built.norm_groups.append(sharing(mesh).get_group())
     if layout.tensor > 1:
         split = layout.sequence_parallel
         built.finish.append(partial(sum_partial_gradients, model, mesh, sequence_parallel=split))
     if layout.pipeline > 1:
+        length = job.sequence_length // layout.context
         built.pipeline = Pipeline(
             parts,
             layout,
             microbatches=recipe.accumulation,
-            tokens=(recipe.batch.micro_sequences, job.sequence_length),
-            handed=(recipe.batch.micro_sequences, job.sequence_length // _stream_parts(layout), job.model.hidden),
+            tokens=(recipe.batch.micro_sequences, length),
+            handed=(recipe.batch.micro_sequences, length // _stream_parts(layout), job.model.hidden),
             dtype=torch.bfloat16 if recipe.precision == "bf16" else next(model.parameters()).dtype,
             group=mesh.get_group("pipeline"),
             device=world.device,
@@ -107,16 +111,18 @@ def _stream_parts(layout: Layout) -> int:
 def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> None:
     """Applies what a recipe says to a model, or a stage of one, on the meta device; in place, always in this order.
 
-    Tensor parallelism decides what a rank computes; the compiler sees that, one block at a time; sharding wraps what
-    the compiler made, and splits what a tensor rank holds. Recomputation is the model's own.
+    Tensor and context parallelism decide what a rank computes; the compiler sees that, one block at a time; sharding
+    wraps what the compiler made, and splits what a tensor rank holds. Recomputation is the model's own.
     """
     layout = recipe.layout
     if mesh is not None and layout.tensor > 1:
         parallelize_tensor(model, mesh, sequence_parallel=layout.sequence_parallel)
+    if mesh is not None and layout.context > 1:
+        parallelize_context(model, mesh)
     if recipe.compile:
         for block in model.blocks.children():
             block.compile()
-    if mesh is not None and layout.data_ranks > 1:
+    if mesh is not None and layout.data_ranks * layout.context > 1:
         shard(
             model,
             mesh,

@@ -216,18 +216,18 @@ def _wants_to_stop(run: Run) -> str | None:
 
 
 def _fetch(run: Run) -> list[tuple[Tensor, Tensor, int]]:
-    """This rank's microbatches of the step: tokens, targets (micro, seq), and the index of the first sequence."""
+    """This rank's microbatches of the step: tokens, targets (micro, seq / context), and the first sequence's index."""
     batch, world = run.plan.recipe.batch, run.world
     found = []
     for i in range(run.plan.recipe.accumulation):
         first = run.step * batch.sequences + (i * world.data_ranks + world.data_rank) * batch.micro_sequences
         tokens, targets = run.train.batch(first, batch.micro_sequences)
-        found.append((_to(tokens, world), _to(targets, world), first))
+        found.append((_own(tokens, world), _own(targets, world), first))
     return found
 
 
-def _to(array: Any, world: World) -> Tensor:
-    tensor = torch.from_numpy(array)
+def _own(array: Any, world: World) -> Tensor:
+    tensor = world.own_tokens(torch.from_numpy(array))
     return tensor if world.device.type == "cpu" else tensor.pin_memory().to(world.device, non_blocking=True)
 
 
@@ -235,8 +235,8 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
     """One optimizer step. The loss is normalised by the targets of all ranks and microbatches together."""
     begin = time.perf_counter()
     recipe, model, optimizer = run.plan.recipe, run.built.model, run.built.optimizer
-    # FSDP averages gradients over data ranks, so each one's sum is scaled up by their number.
-    scale = run.world.data_ranks / max(1, targets_in_step)
+    # FSDP averages gradients over data and context ranks, so each one's sum is scaled up by their number.
+    scale = run.world.averaged_ranks / max(1, targets_in_step)
     with run.meter.part("compute"):
         losses = _passes(run, batches, scale)
         for finish in run.built.finish:
@@ -370,6 +370,7 @@ def evaluate(run: Run) -> None:
             masked = torch.full_like(padded, IGNORED)
             padded[: len(tokens)] = torch.from_numpy(tokens)
             masked[:here] = torch.from_numpy(targets[:here])
+            padded, masked = world.own_tokens(padded), world.own_tokens(masked)
             loss = model(padded.to(world.device), masked.to(world.device))
             loss_sum += loss.item() if loss is not None else 0.0
             targets_seen += int((masked != IGNORED).sum())

@@ -132,7 +132,8 @@ def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[S
 
 
 def _is_shard(parameter: Tensor) -> bool:
-    return isinstance(parameter, DTensor) and "shard" in (parameter.device_mesh.mesh_dim_names or ())
+    axes = (parameter.device_mesh.mesh_dim_names or ()) if isinstance(parameter, DTensor) else ()
+    return any(axis.startswith("shard") for axis in axes)
 
 
 @contextmanager

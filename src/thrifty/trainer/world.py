@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thrifty.parallel.context import own_part
 from thrifty.parallel.mesh import coordinates
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
@@ -43,10 +44,19 @@ class World:
         return place["island"] * self.layout.shard + place["shard"]
 
     @property
+    def averaged_ranks(self) -> int:
+        """Ranks over which sharding averages gradients that must be summed: each has other tokens."""
+        return self.layout.data_ranks * self.layout.context
+
+    def own_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """Of (sequences, length), the columns that this rank computes, where context ranks share sequences."""
+        return own_part(x, coordinates(self.layout, self.rank)["context"], self.layout.context)
+
+    @property
     def counts_targets(self) -> bool:
-        """Whether sums over ranks take this rank's count of targets: one of the ranks that see the same samples."""
+        """Whether sums over ranks take this rank's count of targets: one of the ranks that see the same tokens."""
         place = coordinates(self.layout, self.rank)
-        return place["pipeline"] == place["context"] == place["tensor"] == 0
+        return place["pipeline"] == place["tensor"] == 0
 
     @property
     def counts_loss(self) -> bool:
