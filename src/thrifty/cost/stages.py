@@ -7,7 +7,7 @@ A pipeline of p ranks with v chunks each cuts the model into p v parts. They are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,14 +28,15 @@ def placement(layout: Layout) -> tuple[tuple[int, ...], ...]:
 
 def sends(layout: Layout) -> tuple[int, int]:
     """Messages that the busiest sender starts for one microbatch: forward, and backward."""
-    held = placement(layout)
-    last = layout.pipeline * layout.interleave - 1
-    found = []
-    for mine in held if layout.pipeline > 1 else ():
-        ahead = sum(part < last and part + 1 not in mine for part in mine)
-        back = sum(part > 0 and part - 1 not in mine for part in mine)
-        found.append((ahead, back))
-    return max(found, key=sum, default=(0, 0))
+    return max((messages(layout, stage) for stage in range(layout.pipeline)), key=sum)
+
+
+def messages(layout: Layout, stage: int) -> tuple[int, int]:
+    """Messages that a stage starts for one microbatch: forward, and backward."""
+    mine, last = placement(layout)[stage], layout.pipeline * layout.interleave - 1
+    ahead = sum(part < last and part + 1 not in mine for part in mine)
+    back = sum(part > 0 and part - 1 not in mine for part in mine)
+    return ahead, back
 
 
 def even(layers: int, parts: int) -> tuple[range, ...]:
@@ -91,8 +92,14 @@ def stage_layers(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[range, ...
     return balanced(job.model.layers, placement(recipe.layout), times.block, times.embedding, sum(times.head))
 
 
+def own_runs(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[range, ...] | None:
+    """The same for this project's trainer, which cuts so; None for other software, and without a pipeline."""
+    return stage_layers(job, cluster, recipe) if recipe.software == "thrifty" and recipe.layout.pipeline > 1 else None
+
+
+@lru_cache(maxsize=4096)
 def balanced(
-    layers: int, held: Sequence[Sequence[int]], block: float, embedding: float, head: float
+    layers: int, held: tuple[tuple[int, ...], ...], block: float, embedding: float, head: float
 ) -> tuple[range, ...]:
     """Runs of at least one layer, such that the busiest rank, and then the longest part, are the least possible.
 

@@ -11,9 +11,10 @@ from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.pipeline import bubble_seconds, idle_seconds, part_seconds
+from thrifty.cost.share import units
 from thrifty.cost.stages import UnitTimes, balanced, placement, sends, unit_times
 from thrifty.cost.timeline import PartSeconds
-from thrifty.cost.traffic import Collective, collectives, units
+from thrifty.cost.traffic import Collective, collectives
 from thrifty.cost.work import split_of
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
