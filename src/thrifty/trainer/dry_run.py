@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -274,6 +275,7 @@ def _pretended(layout: Layout, rank: int) -> Iterator[World]:
     """This process as one rank among many that are not there, with tensors that have no memory."""
     if layout.ranks > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.ranks)
+    _clear_sharding_prop_cache()  # by shape it remembers parts of tensors, and would hand them to another rank
     try:
         with ExitStack() as stack:
             # FSDP2 asks that parameters have left the meta device before the first pass: here they never do.
@@ -282,10 +284,21 @@ def _pretended(layout: Layout, rank: int) -> Iterator[World]:
             for name in ("_warmup_forward_vote", "_warmup_backward_result"):
                 if hasattr(PipelineStage, name):
                     stack.enter_context(patch.object(PipelineStage, name, _agreed))
+            stack.enter_context(patch.object(dist, "batch_isend_irecv", _each))
             yield World(rank, layout.ranks, rank, layout.ranks, torch.device("meta"), layout=layout)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        _clear_sharding_prop_cache()
+
+
+def _each(messages: Sequence[dist.P2POp]) -> list[Any]:
+    """Messages of one batch, one by one: the backend that would send them together is asked for by device."""
+    ways = {True: "group_dst", False: "group_src"}
+    return [
+        one.op(one.tensor, group=one.group, tag=one.tag, **{ways[one.op is dist.isend]: one.group_peer})
+        for one in messages
+    ]
 
 
 class _Yes:
