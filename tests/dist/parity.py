@@ -20,11 +20,10 @@ from torch.distributed.tensor import DTensor
 
 from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.mesh import AXES, build_mesh, sharing
-from thrifty.parallel.shard import set_last_microbatch
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
 from thrifty.trainer import build as trainer_build
-from thrifty.trainer.build import Built, build
+from thrifty.trainer.build import Built, build, passes
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.world import World
 
@@ -172,16 +171,8 @@ def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, 
     tokens, targets = world.own_tokens(tokens), world.own_tokens(targets)
     mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
     rows = [slice(first, first + case.micro) for first in mine]
-    if built.pipeline is not None:
-        together = (torch.cat([all_of_them[part] for part in rows]) for all_of_them in (tokens, targets))
-        losses = built.pipeline.step(*together, scale)
-    else:
-        losses = []
-        for i, part in enumerate(rows):
-            set_last_microbatch(built.model, i == recipe.accumulation - 1)
-            losses.append(built.model(tokens[part], targets[part]))
-            (losses[-1] * scale).backward()
-    total = sum(float(loss.detach()) for loss in losses) * world.counts_loss
+    losses = passes(built, [(tokens[part], targets[part]) for part in rows], scale)
+    total = sum(float(loss) for loss in losses) * world.counts_loss
     for finish in built.finish:
         finish()
     if world.size > 1:

@@ -40,6 +40,16 @@ def command(
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="At the end, write the model there as a Hugging Face folder.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Build the layout, of any number of ranks, in this process; print memory and collectives."
+        ),
+    ] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --dry-run: the rank to build; one of each kind of stage by default."),
+    ] = None,
     sets: Sets = None,
     json: Json = False,
 ) -> None:
@@ -51,7 +61,11 @@ def command(
     began = time.time()
     budget_usd, deadline_seconds = quantity(budget, "usd", "--budget"), quantity(deadline, "seconds", "--deadline")
     need_torch("training")
+    _check_rank(rank, dry_run)
     plan, root = _plan(source, on, nproc, run_dir, resume, sets or [])
+    if dry_run:
+        _dry_run(plan, rank, json)
+        return
     from thrifty.trainer import launch
 
     if not json:
@@ -78,6 +92,29 @@ def command(
         )
         return
     _after(outcome, root)
+
+
+def _check_rank(rank: int | None, dry_run: bool) -> None:
+    from thrifty.spec.errors import ThriftyError
+
+    if rank is not None and not dry_run:
+        raise ThriftyError("says which rank a dry run builds", where="--rank", hint="add --dry-run, or leave it out")
+
+
+def _dry_run(plan: Plan, rank: int | None, json: bool) -> None:
+    """Exit code 1 where something is not as planned."""
+    from thrifty.cli.common import print_json
+    from thrifty.report.dry_run import dry_run_json, print_dry_run
+    from thrifty.report.terminal import console
+    from thrifty.trainer.dry_run import dry_run
+
+    found = dry_run(plan, rank)
+    if json:
+        print_json(dry_run_json(found))
+    else:
+        print_dry_run(console(), found)
+    if not found.agrees:
+        raise typer.Exit(1)
 
 
 def _plan(

@@ -17,8 +17,10 @@ src/nanotron/optim/gradient_accumulator.py. DeepSpeed docs, memory requirements 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 from thrifty.cost.params import Named, block_shapes, parameter_shapes
 from thrifty.spec.job import ModelShape
@@ -43,10 +45,12 @@ class Held:
     Attributes:
         layers: numbers of its layers, in order.
         whole: after the tensor and expert splits; what a rank computes with.
-        shard: of that, on the fullest of the ranks that share it.
+        shard: of that, on the fullest of the ranks that share it, without `copied`.
         block: the largest block of it, whole.
         root: embedding, last norm and head, where they are here, whole.
         root_shard: of that, on the fullest rank.
+        roots: (whole, shard) of the first and of the last part of the model, if here; one entry where they are one.
+        copied: of `root_shard`, a tied head beside its embedding (`zbv`): no gradient and no state is kept for it.
         head: the matrix that makes logits, whole; 0 where it is not here.
         matrices: elements of one block's matrices, of all its experts' one.
         tensors: number of parameter tensors.
@@ -58,6 +62,8 @@ class Held:
     block: int
     root: int
     root_shard: int
+    roots: tuple[tuple[int, int], ...]
+    copied: int
     head: int
     matrices: int
     tensors: int
@@ -77,15 +83,25 @@ def sharing_ranks(layout: Layout, software: str) -> int:
     return layout.shard if software == "nanotron" else layout.shard * layout.context
 
 
-def held(shape: ModelShape, layout: Layout, software: str, stages: Stages | None = None) -> tuple[Held, ...]:
-    """What the fullest rank of each stage holds, first stage first.
+def held(
+    shape: ModelShape,
+    layout: Layout,
+    software: str,
+    runs: tuple[range, ...] | None = None,
+    at: tuple[int, int] = (0, 0),
+) -> tuple[Held, ...]:
+    """What the fullest rank of each stage holds, or another one, first stage first.
 
     Args:
-        stages: layers of each, as `stages.rank_layers` has them; by the software's own rule when left out.
+        runs: layers of each part of a pipeline, from `cost.stages`; as the software spreads them when left out.
+        at: the rank's number among the tensor ranks and among those that share; the first of each is the fullest.
     """
     ranks = sharing_ranks(layout, software)
-    stages = stages or stage_layers(shape, layout.pipeline, layout.interleave, layout.schedule, software)
-    return _held(shape, stages, layout.tensor, layout.expert, ranks, max(1, ranks // layout.expert), software)
+    if runs is None:
+        stages = stage_layers(shape, layout.pipeline, layout.interleave, layout.schedule, software)
+    else:
+        stages = _dealt(runs, layout.pipeline, layout.schedule)
+    return _held(shape, stages, layout.tensor, layout.expert, ranks, max(1, ranks // layout.expert), software, at)
 
 
 def states(piece: Held, software: str, precision: str, zero: int, state_bits: int) -> States:
@@ -102,14 +118,22 @@ def states(piece: Held, software: str, precision: str, zero: int, state_bits: in
         parameter, gradient, beside = (2.0, 2.0, 8.0) if software == "deepspeed" and zero < 3 else (2.0, 4.0, 4.0)
     whole_gradients = zero < (3 if software == "deepspeed" else 2)
     return States(
-        parameters=parameter * (piece.shard if zero == 3 else piece.whole),
+        parameters=parameter * (piece.shard + piece.copied if zero == 3 else piece.whole),
         gradients=gradient * (piece.whole if whole_gradients else piece.shard),
         optimizer=(beside + moments) * (piece.shard if zero else piece.whole) + 4.0 * piece.tensors,
     )
 
 
-def local_size(name: str, size: tuple[int, ...], shape: ModelShape, tensor: int, expert: int) -> tuple[int, ...]:
-    """The part of a parameter that one rank computes with.
+def part_of(size: int, ranks: int, at: int) -> int:
+    """Of a dimension that is dealt in equal parts to ranks, the last of which may have less, the part of one."""
+    part = -(-size // ranks)
+    return max(0, min(part, size - part * at))
+
+
+def local_size(
+    name: str, size: tuple[int, ...], shape: ModelShape, tensor: int, expert: int, at: int = 0
+) -> tuple[int, ...]:
+    """The part of a parameter that one tensor rank computes with, the fullest or the one with number `at`.
 
     Column-parallel matrices are split by their outputs, row-parallel ones by their inputs, embedding and head by the
     vocabulary, stacked experts by expert; norms, routers and the low-rank projections of latent attention are whole on
@@ -118,7 +142,7 @@ def local_size(name: str, size: tuple[int, ...], shape: ModelShape, tensor: int,
     part, _, kind = name.rpartition(".")
     layer = part.rpartition(".")[2]
     if name in ("embed.weight", "head.weight"):
-        return (-(-size[0] // tensor), *size[1:])
+        return (part_of(size[0], tensor, at), *size[1:])
     if part.startswith("experts"):
         wide = 1 if layer in _COLUMN else 2
         split = [-(-size[0] // expert), *size[1:]]
@@ -143,13 +167,17 @@ def stage_layers(shape: ModelShape, pipeline: int, chunks: int, schedule: str, s
     """
     if software == "nanotron" and pipeline > 1:
         return _by_weight(shape, pipeline)
+    ends = list(accumulate(part_sizes(shape.layers, pipeline * chunks, software), initial=0))
+    return _dealt([range(begin, end) for begin, end in pairwise(ends)], pipeline, schedule)
+
+
+def _dealt(parts: Sequence[range], pipeline: int, schedule: str) -> Stages:
+    """The layers of each stage, from those of each part of the model."""
     stages: list[list[int]] = [[] for _ in range(pipeline)]
-    first = 0
-    for part, size in enumerate(part_sizes(shape.layers, pipeline * chunks, software)):
+    for part, layers in enumerate(parts):
         turn = part % pipeline
         back = schedule == "zbv" and part >= pipeline
-        stages[pipeline - 1 - turn if back else turn] += range(first, first + size)
-        first += size
+        stages[pipeline - 1 - turn if back else turn] += layers
     return tuple(map(tuple, stages))
 
 
@@ -178,30 +206,37 @@ def _by_weight(shape: ModelShape, pipeline: int) -> Stages:
 
 @lru_cache(maxsize=65536)
 def _held(
-    shape: ModelShape, stages: Stages, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str
-) -> tuple[Held, ...]:
-    first, last = _roots(shape)
-    spread = (tensor, expert, ranks, expert_ranks, software)
+    shape: ModelShape, stages: Stages, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str,
+    at: tuple[int, int],
+) -> tuple[Held, ...]:  # fmt: skip
+    first, last = ends_of(shape)
+    spread = (tensor, expert, ranks, expert_ranks, software, at)
+    pipeline = len(stages)
+    copies = tuple(item for item in first if item[0] == "embed.weight" and shape.tied_embeddings and pipeline > 1)
+    named = "embed.weight" if shape.tied_embeddings else "head.weight"
     found = []
     for stage, layers in enumerate(stages):
-        root = (first if stage == 0 else ()) + (last if stage == _last_stage(stages) else ())
-        if shape.tied_embeddings and stage == _last_stage(stages) and stage != 0:
-            root += tuple(item for item in first if item[0] == "embed.weight")
+        is_last = stage == _last_stage(stages)
+        ends = [first if stage == 0 else (), last + copies if is_last else ()]
+        copied = sum(_measure(item, shape, *spread)[1] for item in copies) if is_last and stage == 0 else 0
+        root = ends[0] + ends[1]
         blocks = [_sizes(shape, layer in _dense(shape), *spread) for layer in layers]
-        top = [_measure(item, shape, *spread) for item in root]
-        named = "embed.weight" if shape.tied_embeddings else "head.weight"
-        heads = [math.prod(local_size(*item, shape, tensor, expert)) for item in root if item[0] == named]
+        tops = [[_measure(item, shape, *spread) for item in end] for end in (ends if pipeline > 1 else [root]) if end]
+        roots = tuple((sum(whole for whole, _ in top), sum(shard for _, shard in top)) for top in tops)
+        heads = [math.prod(local_size(*item, shape, tensor, expert, at[0])) for item in root if item[0] == named]
         found.append(
             Held(
                 layers=tuple(layers),
-                whole=sum(b.whole for b in blocks) + sum(whole for whole, _ in top),
-                shard=sum(b.shard for b in blocks) + sum(shard for _, shard in top),
+                whole=sum(b.whole for b in blocks) + sum(whole for whole, _ in roots),
+                shard=sum(b.shard for b in blocks) + sum(shard for _, shard in roots) - copied,
                 block=max((b.whole for b in blocks), default=0),
-                root=sum(whole for whole, _ in top),
-                root_shard=sum(shard for _, shard in top),
-                head=heads[0] if heads and stage == _last_stage(stages) else 0,
+                root=sum(whole for whole, _ in roots),
+                root_shard=sum(shard for _, shard in roots),
+                roots=roots,
+                copied=copied,
+                head=heads[0] if heads and is_last else 0,
                 matrices=max((b.matrices for b in blocks), default=0),
-                tensors=sum(b.tensors for b in blocks) + len(root),
+                tensors=sum(b.tensors for b in blocks) + len(root) - (len(copies) if copied else 0),
             )
         )
     return tuple(found)
@@ -218,7 +253,7 @@ def _dense(shape: ModelShape) -> range:
 
 
 @lru_cache(maxsize=256)
-def _roots(shape: ModelShape) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
+def ends_of(shape: ModelShape) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
     """Parameters of no block, before and after the blocks."""
     found = parameter_shapes(shape)
     inside = [place for place, (name, _) in enumerate(found) if name.startswith("blocks.")]
@@ -235,10 +270,11 @@ class _Block:
 
 @lru_cache(maxsize=65536)
 def _sizes(
-    shape: ModelShape, dense: bool, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str
-) -> _Block:
+    shape: ModelShape, dense: bool, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str,
+    at: tuple[int, int],
+) -> _Block:  # fmt: skip
     items = block_shapes(shape, 0 if dense else shape.layers - 1)
-    parts = [_measure(item, shape, tensor, expert, ranks, expert_ranks, software) for item in items]
+    parts = [_measure(item, shape, tensor, expert, ranks, expert_ranks, software, at) for item in items]
     if software not in _BY_TENSOR:
         # One flat buffer: the tensors' own ends do not matter.
         flat = [(whole, whole / (expert_ranks if name.startswith("experts") else ranks))
@@ -252,16 +288,16 @@ def _sizes(
 
 
 def _measure(
-    item: Named, shape: ModelShape, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str
-) -> tuple[int, int]:
-    """Elements of one tensor on a rank: to compute with, and on the fullest of the ranks that share it."""
+    item: Named, shape: ModelShape, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str,
+    at: tuple[int, int],
+) -> tuple[int, int]:  # fmt: skip
+    """Elements of one tensor on a rank: to compute with, and its part of them, shared with other ranks."""
     name, size = item
-    local = local_size(name, size, shape, tensor, expert)
+    local = local_size(name, size, shape, tensor, expert, at[0])
     whole = math.prod(local)
     sharing = expert_ranks if name.startswith("experts") else ranks
     if software not in _BY_TENSOR:
         return whole, math.ceil(whole / sharing)
     # Experts that are fewer than the ranks that share them are split along their rows.
     by = 1 if name.startswith("experts") and local[0] < sharing and len(local) > 2 else 0
-    rows = -(-local[by] // sharing)
-    return whole, whole // local[by] * rows
+    return whole, whole // max(1, local[by]) * part_of(local[by], sharing, at[1])

@@ -27,8 +27,8 @@ from thrifty.cost.activations import (
 )
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.habits import HABITS, Habits
-from thrifty.cost.held import FSDP, Held, Stages, States, held, states
-from thrifty.cost.stages import rank_layers
+from thrifty.cost.held import FSDP, Held, States, held, states
+from thrifty.cost.stages import own_runs
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job, ModelShape
@@ -77,6 +77,16 @@ def by_stage(job: Job, cluster: Cluster, recipe: Recipe, habits: Habits | None =
     return [_stage(asked, pieces[stage], stage, how) for stage in range(len(pieces))]
 
 
+def states_of(job: Job, cluster: Cluster, recipe: Recipe, stage: int, at: tuple[int, int]) -> States:
+    """Bytes that one rank holds from step to step.
+
+    Args:
+        at: its number among the tensor ranks, and among those that share (`held.held`).
+    """
+    piece = held(job.model, recipe.layout, recipe.software, own_runs(job, cluster, recipe), at)[stage]
+    return states(piece, recipe.software, recipe.precision, recipe.layout.zero, recipe.optimizer.state_bits)
+
+
 class _Asked(NamedTuple):
     """All that memory depends on: a key for what was worked out before."""
 
@@ -91,9 +101,9 @@ class _Asked(NamedTuple):
     compiled: bool
     state_bits: int
     exchange: Literal["fp32", "bf16"]
+    runs: tuple[range, ...] | None
     runtime: float
     room: float
-    stages: Stages | None
 
 
 def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
@@ -102,7 +112,7 @@ def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
     return _Asked(
         job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.accumulation, recipe.layout,
         recipe.software, recipe.precision, recipe.recompute, recipe.compile, recipe.optimizer.state_bits,
-        recipe.exchange.dtype, runtime, chip.memory.value - runtime, rank_layers(job, cluster, recipe),
+        recipe.exchange.dtype, own_runs(job, cluster, recipe), runtime, chip.memory.value - runtime,
     )  # fmt: skip
 
 
@@ -117,7 +127,7 @@ def _fullest(asked: _Asked, how: Habits) -> Memory:
 
 
 def _pieces(asked: _Asked, how: Habits) -> tuple[Held, ...]:
-    return held(_padded(asked.shape, asked.layout.tensor, how), asked.layout, asked.software, asked.stages)
+    return held(_padded(asked.shape, asked.layout.tensor, how), asked.layout, asked.software, asked.runs)
 
 
 @lru_cache(maxsize=1024)

@@ -29,14 +29,15 @@ def placement(layout: Layout) -> tuple[tuple[int, ...], ...]:
 
 def sends(layout: Layout) -> tuple[int, int]:
     """Messages that the busiest sender starts for one microbatch: forward, and backward."""
-    held = placement(layout)
-    last = layout.pipeline * layout.interleave - 1
-    found = []
-    for mine in held if layout.pipeline > 1 else ():
-        ahead = sum(part < last and part + 1 not in mine for part in mine)
-        back = sum(part > 0 and part - 1 not in mine for part in mine)
-        found.append((ahead, back))
-    return max(found, key=sum, default=(0, 0))
+    return max((messages(layout, stage) for stage in range(layout.pipeline)), key=sum)
+
+
+def messages(layout: Layout, stage: int) -> tuple[int, int]:
+    """Messages that a stage starts for one microbatch: forward, and backward."""
+    mine, last = placement(layout)[stage], layout.pipeline * layout.interleave - 1
+    ahead = sum(part < last and part + 1 not in mine for part in mine)
+    back = sum(part > 0 and part - 1 not in mine for part in mine)
+    return ahead, back
 
 
 def even(layers: int, parts: int) -> tuple[range, ...]:
@@ -92,16 +93,9 @@ def stage_layers(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[range, ...
     return balanced(job.model.layers, placement(recipe.layout), times.block, times.embedding, sum(times.head))
 
 
-def rank_layers(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[tuple[int, ...], ...] | None:
-    """The layers of each pipeline rank of this project's trainer; None of other software, which has its own rules.
-
-    Raises:
-        ThriftyError: the accelerator has no rate for the recipe's precision.
-    """
-    if recipe.software != "thrifty" or recipe.layout.pipeline == 1:
-        return None
-    split = stage_layers(job, cluster, recipe)
-    return tuple(tuple(layer for part in mine for layer in split[part]) for mine in placement(recipe.layout))
+def own_runs(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[range, ...] | None:
+    """The same for this project's trainer, which cuts so; None for other software, and without a pipeline."""
+    return stage_layers(job, cluster, recipe) if recipe.software == "thrifty" and recipe.layout.pipeline > 1 else None
 
 
 @lru_cache(maxsize=16384)

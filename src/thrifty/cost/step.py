@@ -12,9 +12,10 @@ from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, u
 from thrifty.cost.held import sharing_ranks
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.pipeline import bubble_seconds, idle_seconds, least_idle_seconds, part_seconds
-from thrifty.cost.stages import UnitTimes, balanced, placement, rank_layers, sends, unit_times
+from thrifty.cost.share import Unit, units
+from thrifty.cost.stages import UnitTimes, balanced, own_runs, placement, sends, unit_times
 from thrifty.cost.timeline import PartSeconds
-from thrifty.cost.traffic import Collective, Unit, collectives, units
+from thrifty.cost.traffic import Collective, collectives
 from thrifty.cost.work import split_of
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
@@ -60,7 +61,7 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     rank = rank_of(cluster, recipe)
     stage = _stage(job, recipe, rank)
     sent = collectives(job, cluster, recipe)
-    found = units(job.model, layout, recipe.software, rank_layers(job, cluster, recipe))
+    found = units(job.model, layout, recipe.software, own_runs(job, cluster, recipe))
     around = _parameter_handling(job, recipe, rank, found)
     computed = Parts(*(times * (f + b) for f, b in zip(stage.forward, stage.backward, strict=True)))
 

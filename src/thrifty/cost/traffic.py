@@ -8,16 +8,17 @@ bytes over the slowest hop's bandwidth.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.held import Stages, held, local_size, sharing_ranks
-from thrifty.cost.params import parameter_shapes
+from thrifty.cost.held import sharing_ranks
 from thrifty.cost.profiles import profile
-from thrifty.cost.stages import rank_layers, sends
+from thrifty.cost.share import Share, of_all, of_one
+from thrifty.cost.stages import own_runs
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.job import Job, ModelShape
@@ -134,8 +135,16 @@ def collective(
     return Collective(kind, unit, phase, axis, group, payload, sent, count, ring.link, ring.latency, seconds)
 
 
-def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective, ...]:
-    """Every collective of one optimizer step, for one rank of the stage that sends most. Empty for one rank."""
+def collectives(
+    job: Job, cluster: Cluster, recipe: Recipe, place: Mapping[str, int] | None = None
+) -> tuple[Collective, ...]:
+    """Every collective of one optimizer step. Empty for one rank.
+
+    Args:
+        place: of the rank on each axis, for what this project's trainer sends there, exactly. When left out, the list
+            is that of a rank that stands for all: of the fullest stage, with an equal part of what embedding and head
+            send, and the messages of the busiest sender. Without a pipeline this is exact for the first rank.
+    """
     if recipe.layout.ranks == 1:
         return ()
     how = profile(recipe.software, cluster)
@@ -145,9 +154,13 @@ def collectives(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[Collective,
     shares = (how.node_bandwidth, how.network_bandwidth, how.gather_bandwidth)
     asked = (recipe.layout, recipe.accumulation, recipe.precision, rings, shares)
     way = (recipe.recompute, recipe.software in STOPS_EARLY, recipe.software == "thrifty")
-    moved = _activations(job.model, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
-    stages = rank_layers(job, cluster, recipe)
-    return (*_data_parallel(job.model, recipe.software, stages, recipe.exchange, *asked), *moved)
+    runs = own_runs(job, cluster, recipe)
+    if place is None:
+        share = of_all(job.model, recipe.layout, recipe.software, runs)
+    else:
+        share = of_one(job.model, recipe.layout, recipe.software, runs, dict(place))
+    moved = _activations(job.model, share, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
+    return (*_data_parallel(share, sharing_ranks(recipe.layout, recipe.software), recipe.exchange, *asked), *moved)
 
 
 Rings = tuple[tuple[Axis, Hop], ...]
@@ -156,11 +169,11 @@ Shares = tuple[float, float, float]  # of a link's bandwidth: inside a node, bet
 
 @lru_cache(maxsize=8192)
 def _data_parallel(
-    shape: ModelShape, software: str, stages: Stages | None, exchange: Exchange, layout: Layout, accumulation: int,
-    precision: str, rings: Rings, shares: Shares,
+    share: Share, n: int, exchange: Exchange, layout: Layout, accumulation: int, precision: str, rings: Rings,
+    shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Gradients and parameters between the ranks that see different samples, context ranks included."""
-    ring, n = dict(rings), sharing_ranks(layout, software)
+    ring = dict(rings)
     compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange.dtype]
     found: list[Collective] = []
 
@@ -172,7 +185,7 @@ def _data_parallel(
 
     # A stage of a pipeline keeps its parameters gathered, and its gradients whole, until its last backward pass.
     often = accumulation if layout.pipeline == 1 else 1
-    for unit in units(shape, layout, software, stages):
+    for unit in share.units:
         each, size, shard = unit.number * often, unit.elements, unit.shard
         if n > 1 and layout.zero == 3:
             add("all_gather", unit.name, "forward", "shard", shard * compute, each)
@@ -191,16 +204,14 @@ def _data_parallel(
             add("all_reduce", unit.name, "step", "island", crossing, unit.number / exchange.local_steps)
     if layout.pipeline > 1:
         path = ring["pipeline"]
-        if shape.tied_embeddings and layout.schedule != "zbv":
-            head = shape.vocab_size * shape.hidden / layout.tensor
-            payload = 4 * (-(-shape.vocab_size // n) * shape.hidden if layout.tensor == 1 else head / n)
+        if share.tied:
+            payload = 4 * share.tied
             found.append(collective("all_reduce", "tied", "step", "pipeline", payload, 1, path, 2, shares[:2]))
         found.append(collective("all_reduce", "norm", "step", "pipeline", 4, 1, path, layout.pipeline, shares[:2]))
     if n > 1:
         add("all_reduce", "norm", "step", "shard", 4, 1)
     if layout.tensor > 1:
-        whole = _partial_elements(shape, layout, n)
-        for unit_name, payload in (("whole", 4.0 * whole), ("norm", 4.0)):
+        for unit_name, payload in (("whole", 4.0 * share.partial), ("norm", 4.0)):
             if payload:
                 ring_of, pair = ring["tensor"], shares[:2]
                 found.append(
@@ -209,39 +220,10 @@ def _data_parallel(
     return tuple(found)
 
 
-def _partial_elements(shape: ModelShape, layout: Layout, sharing: int) -> int:
-    """Gradients that tensor ranks must add up, on the fullest rank of a shard: of parameters that each holds whole but
-    uses on a part of the tokens (under sequence parallelism all such) or of the heads (norms of queries and keys)."""
-    found = 0
-    for name, size in parameter_shapes(shape):
-        whole = local_size(name, size, shape, layout.tensor, layout.expert) == size
-        if whole and (layout.sequence_parallel or name.endswith(("query_norm.weight", "key_norm.weight"))):
-            found += -(-size[0] // sharing) * math.prod(size[1:])
-    return found // layout.pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What is gathered or reduced at once: elements whole and on the fullest rank, and how many of them a rank has."""
-
-    name: str
-    elements: float
-    shard: float
-    number: int
-
-
-@lru_cache(maxsize=8192)
-def units(shape: ModelShape, layout: Layout, software: str, stages: Stages | None = None) -> tuple[Unit, ...]:
-    """Blocks, on average, and root of the fullest pipeline stage, as tensor and expert ranks leave them to one rank."""
-    piece = max(held(shape, layout, software, stages), key=lambda stage: stage.shard)
-    number = len(piece.layers)
-    block = Unit("block", (piece.whole - piece.root) / number, (piece.shard - piece.root_shard) / number, number)
-    return block, Unit("root", piece.root, piece.root_shard, 1)
-
-
 @lru_cache(maxsize=65536)
 def _activations(
-    shape: ModelShape, length: int, micro: int, recompute: str, stops_early: bool, by_messages: bool, layout: Layout,
+    shape: ModelShape, share: Share, length: int, micro: int, recompute: str, stops_early: bool, by_messages: bool,
+    layout: Layout,
     accumulation: int, precision: str, rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Activations and their gradients between the ranks that share a microbatch.
@@ -254,7 +236,7 @@ def _activations(
         return ()
     ring, element = dict(rings), ELEMENT_BYTES[precision]
     tokens = micro * length / layout.context
-    layers = -(-shape.layers // layout.pipeline)
+    layers = share.layers
     stream = tokens * shape.hidden * element
     found: list[Collective] = []
 
@@ -267,20 +249,23 @@ def _activations(
         # Column- then row-split: one sum after attention and one after the MLP, each way. With sequence parallelism
         # the same bytes as a gather before and a reduce-scatter after. The embedding has but the sum after it, forward,
         # and the head but the one before it, backward; the loss tells one maximum and one logit of each token, in fp32.
-        root = 1 / layout.pipeline
+        first, last = share.first, share.last
         inner = 2 * layers
         entered, left = again * inner, again * (layers if stops_early else inner)
         chunks = math.ceil(tokens / chunk_rows(int(tokens), -(-shape.vocab_size // layout.tensor)))
         if layout.sequence_parallel:
             part = stream / layout.tensor
-            add("all_gather", "stream", "forward", "tensor", part, inner + root)
-            add("reduce_scatter", "stream", "forward", "tensor", stream, inner + root)
-            add("all_gather", "stream", "backward", "tensor", part, inner + root + entered)
-            add("reduce_scatter", "stream", "backward", "tensor", stream, inner + root + left)
+            add("all_gather", "stream", "forward", "tensor", part, inner + last)
+            add("reduce_scatter", "stream", "forward", "tensor", stream, inner + first)
+            add("all_gather", "stream", "backward", "tensor", part, inner + first + entered)
+            add("reduce_scatter", "stream", "backward", "tensor", stream, inner + last + left)
         else:
-            add("all_reduce", "stream", "forward", "tensor", stream, inner + root)
-            add("all_reduce", "stream", "backward", "tensor", stream, inner + root + left)
-        add("all_gather", "loss", "forward", "tensor", 2 * 4 * tokens / chunks, chunks * root)
+            add("all_reduce", "stream", "forward", "tensor", stream, inner + first)
+            add("all_reduce", "stream", "backward", "tensor", stream, inner + last + left)
+        rows = -(-tokens // chunks)
+        for size, number in ((rows, tokens // rows), (tokens % rows, 1)):
+            if last and size:
+                add("all_gather", "loss", "forward", "tensor", 2 * 4 * size, number * last)
     if layout.context > 1:
         width = shape.latent.kv_rank + shape.latent.rope_dim if shape.latent else 2 * shape.kv_heads * shape.head_dim
         keys = tokens * width / (1 if shape.latent else min(layout.tensor, shape.kv_heads)) * element
@@ -301,7 +286,7 @@ def _activations(
         add("all_to_all", "experts", "backward", "expert", routed, 2 * sparse)
     if layout.pipeline > 1:
         handed = stream / (layout.tensor if layout.sequence_parallel else 1)
-        for phase, number in zip(("forward", "backward"), sends(layout), strict=True):
+        for phase, number in zip(("forward", "backward"), share.sends, strict=True):
             if number:
                 add("send", "stage", phase, "pipeline", handed, number)
     return tuple(found)

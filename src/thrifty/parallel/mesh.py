@@ -8,6 +8,8 @@ inside a node and pipelines across nodes. Parameters are sharded over shard and 
 
 from __future__ import annotations
 
+from itertools import product
+
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from thrifty.spec.recipe import Layout
@@ -52,22 +54,39 @@ def group(layout: Layout, rank: int, *axes: str) -> list[int]:
     return [other for other in range(layout.ranks) if fixed.items() <= coordinates(layout, other).items()]
 
 
-def picture(layout: Layout) -> str:
+def picture(layout: Layout, most: int | None = None) -> str:
     """The grid as text: a block for each island and stage, a row for each shard (and context) rank, tensor across.
 
     island 0, stage 0
       shard 0   0  1
       shard 1   2  3
+
+    Args:
+        most: of the numbers of each axis so many are drawn, the first ones and the last; all when left out.
     """
     width = len(str(layout.ranks - 1)) + 2
     lines = []
-    for island in range(layout.island):
-        for stage in range(layout.pipeline):
-            lines.append(f"island {island}, stage {stage}")
-            for shard in range(layout.shard):
-                for context in range(layout.context):
-                    place = {"island": island, "pipeline": stage, "shard": shard, "context": context}
-                    ranks = [rank_at(layout, place | {"tensor": t}) for t in range(layout.tensor)]
-                    label = f"shard {shard}" + (f", context {context}" if layout.context > 1 else "")
-                    lines.append(f"  {label}  " + "".join(f"{rank:>{width}}" for rank in ranks))
+    for island, stage in product(_drawn(layout.island, most), _drawn(layout.pipeline, most)):
+        if island is None or stage is None:
+            lines += [_GAP] if lines[-1] != _GAP else []
+            continue
+        lines.append(f"island {island}, stage {stage}")
+        for shard, context in product(_drawn(layout.shard, most), _drawn(layout.context, most)):
+            if shard is None or context is None:
+                lines += [f"  {_GAP}"] if lines[-1] != f"  {_GAP}" else []
+                continue
+            place = {"island": island, "pipeline": stage, "shard": shard, "context": context}
+            ranks = [_GAP if t is None else rank_at(layout, place | {"tensor": t}) for t in _drawn(layout.tensor, most)]
+            label = f"shard {shard}" + (f", context {context}" if layout.context > 1 else "")
+            lines.append(f"  {label}  " + "".join(f"{rank:>{width}}" for rank in ranks))
     return "\n".join(lines)
+
+
+_GAP = "..."
+
+
+def _drawn(size: int, most: int | None) -> list[int | None]:
+    """Numbers of an axis that are drawn; None where some are left out."""
+    if most is None or size <= most:
+        return list(range(size))
+    return [*range(most // 2 - 1), None, size - 1]

@@ -141,6 +141,8 @@ class Pipeline:
         else:
             build, held = _LISTED[layout.schedule], stages
         self._schedule = build(held, microbatches, loss_fn=self._weigh, scale_grads=False)
+        if layout.schedule in _LISTED:
+            _keep_gathered(self._schedule)
 
     @property
     def has_first(self) -> bool:
@@ -219,6 +221,22 @@ class Pipeline:
             stage.backward_one_chunk, lambda asked: "B" if asked.get("full_backward", True) else "I"
         )
         stage.backward_weight_one_chunk = timed(stage.backward_weight_one_chunk, lambda _: "W")
+
+
+def _keep_gathered(schedule: Any) -> None:
+    """Gathers the parameters of each part once a step.
+
+    torch keeps those of the three parts that are needed next, and would gather the others anew several times a step.
+    Their gradients, larger than what that frees, are whole meanwhile all the same.
+    """
+    for rank, actions in schedule.pipeline_order_with_comms.items():
+        kinds = [(action.computation_type.name, action.stage_index) for action in actions]
+        first = {kind: at for at, kind in reversed(list(enumerate(kinds))) if kind[0] == "UNSHARD"}
+        last = {kind: at for at, kind in enumerate(kinds) if kind[0] == "RESHARD"}
+        kept = {*first.values(), *last.values()}
+        schedule.pipeline_order_with_comms[rank] = [
+            action for at, action in enumerate(actions) if at in kept or kinds[at][0] not in ("UNSHARD", "RESHARD")
+        ]
 
 
 @dataclass(frozen=True)

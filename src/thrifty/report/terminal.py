@@ -39,7 +39,7 @@ def print_report(out: Console, ledger: Ledger) -> None:
 
 def bill_table(out: Console, lines: Sequence[Line]) -> Table:
     """Predicted, measured, difference, ratio, and whether the interval held, for each term."""
-    table = _table(out, "", "predicted", "measured", "difference", "ratio", "interval", "by")
+    table = plain_table(out, "", "predicted", "measured", "difference", "ratio", "interval", "by")
     for line in lines:
         table.add_row(
             words.label(line.term),
@@ -66,7 +66,7 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
             out.print(Text(f"{name}: {side.reason}", style="yellow"))
     out.print(Text(f"Target: {comparison.target_from}. FLOPs are the model's.", style="dim"))
     out.print()
-    bills = _table(out, "whole run", "A", "B", "difference", "B/A")
+    bills = plain_table(out, "whole run", "A", "B", "difference", "B/A")
     for line in comparison.lines:
         bills.add_row(
             words.label(line.term),
@@ -78,7 +78,7 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
     out.print(bills)
     out.print()
     if comparison.differences:
-        plans = _table(out, "plans differ in", "A", "B", left=3)
+        plans = plain_table(out, "plans differ in", "A", "B", left=3)
         for difference in comparison.differences:
             plans.add_row(difference.key, difference.a, difference.b)
         out.print(plans)
@@ -87,14 +87,14 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
 
 
 def _cost_table(out: Console, comparison: Comparison) -> Table:
-    table = _table(out, f"to loss {comparison.target:.4g}", "A", "B", "B/A")
+    table = plain_table(out, f"to loss {comparison.target:.4g}", "A", "B", "B/A")
     for cost in COSTS:
         sides = [words.cost(getattr(side, cost), cost) for side in (comparison.cost_a, comparison.cost_b)]
         table.add_row(words.COST_LABELS[cost], *sides, words.times(comparison.ratios[cost]))
     return table
 
 
-def _table(out: Console, first: str, *columns: str, left: int = 1) -> Table:
+def plain_table(out: Console, first: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns are text, the others figures."""
     table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")
     table.add_column(first, overflow="fold")

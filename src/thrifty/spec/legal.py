@@ -54,6 +54,21 @@ def require(job: Job, recipe: Recipe) -> None:
         raise ThriftyError(reason.what, where=reason.key, hint=reason.hint)
 
 
+def require_own(job: Job, recipe: Recipe) -> None:
+    """Refuses a recipe that this project's trainer cannot run, one for other software included.
+
+    Raises:
+        ThriftyError: with the reason that `illegal` gives.
+    """
+    if recipe.software != "thrifty":
+        raise ThriftyError(
+            f"the plan is for {RUNS[recipe.software].called}, which this trainer does not stand in for",
+            where="recipe.software",
+            hint="run what `thrifty emit` writes of it, or plan again with --software thrifty",
+        )
+    require(job, recipe)
+
+
 def by_layout(job: Job, layout: Layout, software: str) -> Illegal | None:
     """Why a model or a software does not allow a layout, whatever the batch and the levers; None where they do."""
     if layout.tensor > 1 or layout.context > 1 or layout.expert > 1:

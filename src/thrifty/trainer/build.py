@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from thrifty.model.transformer import Transformer, initialise, keep_stage
 from thrifty.parallel.context import parallelize_context
 from thrifty.parallel.mesh import build_mesh, sharing
-from thrifty.parallel.pipeline import Chunks, Part, Pipeline, Tied, parts_of, tie
-from thrifty.parallel.shard import shard
+from thrifty.parallel.pipeline import Around, Chunks, Part, Pipeline, Tied, parts_of, tie
+from thrifty.parallel.shard import set_last_microbatch, shard
 from thrifty.parallel.tensor import parallelize_tensor, sum_partial_gradients
 from thrifty.spec.job import Job
 from thrifty.spec.legal import SPLIT_BACKWARD
@@ -58,7 +58,7 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
         stages: layers of each part of a pipeline, from `cost.stages.stage_layers`; spread evenly when left out.
     """
     layout = recipe.layout
-    mesh = build_mesh(layout, world.device.type) if world.size > 1 else None
+    mesh = build_mesh(layout, world.mesh_device) if world.size > 1 else None
     mine = parts_of(job.model.layers, layout, world.rank, stages)
     parts = [(part, _part(job, recipe, world, mesh, part)) for part in mine]
     model = parts[0][1] if len(parts) == 1 else Chunks([module for _, module in parts])
@@ -90,7 +90,7 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
 
 
 def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part: Part) -> Transformer:
-    """One part of the model, or all of it. No rank ever allocates what others hold."""
+    """One part of the model, or all of it. No rank ever allocates what others hold; a dry run allocates nothing."""
     with torch.device("meta"):
         model = Transformer(job.model, precision=recipe.precision, recompute=recipe.recompute)
     if part.of > 1:
@@ -99,7 +99,8 @@ def _part(job: Job, recipe: Recipe, world: World, mesh: DeviceMesh | None, part:
         model.sequence_parts = _stream_parts(recipe.layout)
     parallelize(model, mesh, recipe)
     model.to_empty(device=world.device)
-    initialise(model, job.seed)
+    if world.device.type != "meta":
+        initialise(model, job.seed)
     return model
 
 
@@ -134,6 +135,35 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> 
         )
 
 
+def passes(
+    built: Built,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    scale: float,
+    forward: Callable[[Tensor, Tensor], Tensor] | None = None,
+    around: Around | None = None,
+) -> list[Tensor]:
+    """Forward and backward passes of all microbatches of a step; gradients of scale x the sum of losses are added up.
+
+    Args:
+        batches: tokens and targets of each, (micro_sequences, length).
+        forward: in place of the model's own, where there is no pipeline.
+        around: see `Pipeline.step`.
+
+    Returns:
+        The loss of each microbatch, a sum over targets, on the ranks that know it.
+    """
+    if built.pipeline is not None:
+        tokens, targets = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
+        return built.pipeline.step(tokens, targets, scale, around=around)
+    losses = []
+    for i, (tokens, targets) in enumerate(batches):
+        set_last_microbatch(built.model, i == len(batches) - 1)
+        loss = (forward or built.model)(tokens, targets)
+        (loss * scale).backward()
+        losses.append(loss.detach())
+    return losses
+
+
 OPTIMIZERS = {"adamw": torch.optim.AdamW}
 
 
@@ -149,5 +179,5 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
-        fused=True,
+        fused=not named[0][1].is_meta,  # which has no such kernel, but states of the same size
     )

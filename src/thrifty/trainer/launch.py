@@ -61,7 +61,7 @@ def run(plan: Plan, root: Path, options: Options, *, began: float | None = None)
         ThriftyError: bad input, or what stopped the run, with the last good checkpoint.
     """
     began = began or time.time()
-    legal.require(plan.job, plan.recipe)
+    legal.require_own(plan.job, plan.recipe)
     folder = RunFolder(root)
     in_torchrun = "RANK" in os.environ
     if int(os.environ.get("RANK", 0)) == 0:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
 from thrifty.parallel.mesh import coordinates
 from thrifty.parallel.pipeline import Around, Pipeline
-from thrifty.parallel.shard import release_gathered, set_last_microbatch
+from thrifty.parallel.shard import release_gathered
 from thrifty.spec.bill import MEMORY_TERMS, Bill
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.plan import Plan
 from thrifty.trainer import checkpoint, memory
-from thrifty.trainer.build import Built, build
+from thrifty.trainer.build import Built, build, passes
 from thrifty.trainer.checkpoint import Checkpoints
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.export import export_ranks
@@ -273,18 +274,10 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
 
 def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -> list[Tensor]:
     """Forward and backward passes of all microbatches; their losses, on the ranks that know them."""
-    model, pipeline = run.built.model, run.built.pipeline
-    losses = []
-    if pipeline is not None:
-        tokens, targets = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
-        losses = pipeline.step(tokens, targets, scale, around=_count_first(run))
-        _remember_first(run, pipeline)
-    else:
-        for i, (tokens, targets, _) in enumerate(batches):
-            set_last_microbatch(model, i == len(batches) - 1)
-            loss = _forward(run, tokens, targets)
-            (loss * scale).backward()
-            losses.append(loss.detach())
+    pairs = [(tokens, targets) for tokens, targets, _ in batches]
+    losses = passes(run.built, pairs, scale, forward=partial(_forward, run), around=_count_first(run))
+    if run.built.pipeline is not None:
+        _remember_first(run, run.built.pipeline)
     return losses
 
 

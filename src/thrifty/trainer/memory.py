@@ -28,7 +28,10 @@ def _bytes(tensors: Iterator[Tensor]) -> int:
     """Bytes of this rank's part of each tensor, each storage once."""
     sizes = {}
     for tensor in map(_local, tensors):
-        sizes[tensor.data_ptr() if tensor.numel() else id(tensor)] = tensor.numel() * tensor.element_size()
+        # Not by address: tensors on the meta device have none.
+        storage = tensor.untyped_storage()._cdata, tensor.storage_offset()
+        if tensor.numel():
+            sizes[storage] = tensor.numel() * tensor.element_size()
     return sum(sizes.values())
 
 
@@ -47,8 +50,8 @@ def head_rows(model: nn.Module) -> int:
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of this rank's parameters."""
-    return _bytes(iter(model.parameters()))
+    """Bytes of this rank's parameters, a second copy of a tied embedding included, which has no name of its own."""
+    return _bytes(p for module in model.modules() for p in module.parameters(recurse=False))
 
 
 def gradient_bytes(model: nn.Module) -> int:

@@ -63,6 +63,11 @@ class World:
         """Whether sums over ranks take this rank's losses: tensor ranks know the same; early stages know none."""
         return coordinates(self.layout, self.rank)["tensor"] == 0
 
+    @property
+    def mesh_device(self) -> str:
+        """The kind of device that process groups speak for. A dry run holds its tensors on none."""
+        return "cpu" if self.device.type == "meta" else self.device.type
+
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64, which is exact for counts below 2^53."""
         return self._reduce(values, dist.ReduceOp.SUM)
