@@ -85,7 +85,8 @@ def expected(case: Case, rank: int) -> Seen:
     calls: Counter[tuple[str, int, int]] = Counter()
     for one in collectives(case.job, cluster, case.recipe, place):
         calls[one.kind, one.group, int(one.payload_bytes)] += int(one.count)
-    held = states_of(case.job, cluster, case.recipe, place["pipeline"], (place["tensor"], place["shard"]))
+    sharing = place["shard"] * layout.context + place["context"]
+    held = states_of(case.job, cluster, case.recipe, place["pipeline"], (place["tensor"], sharing))
     return Seen(dict(calls), int(held.parameters), int(held.gradients), int(held.optimizer))
 
 
