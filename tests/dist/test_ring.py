@@ -100,6 +100,27 @@ def test_in_other_dtypes_the_ring_rounds(pool, dtype, eps, form):
             assert float((one.double() - other).norm()) <= 4 * eps * float(other.norm())
 
 
+def gradients_of_the_sum(shape: Shape) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    group, found = the_group(), []
+    batch, heads, kv_heads, seq, width = shape
+    part = seq // group.size()
+    drawn = [torch.randn(batch, n, part, width, dtype=torch.float64) for n in (heads, kv_heads, kv_heads)]
+    for attention in (ring_attention, gathered_attention):
+        leaves = [x.clone().requires_grad_() for x in drawn]
+        out = attention(*leaves, group)
+        out.sum().backward()
+        found.append([leaf.grad for leaf in leaves])
+    return list(zip(*found, strict=True))
+
+
+@pytest.mark.dist
+def test_a_gradient_that_is_one_number_everywhere(pool):
+    """Which autograd hands over without memory of its own."""
+    for rank in pool(2).run(gradients_of_the_sum, Shape(1, 2, 2, 16, 8)):
+        for one, other in rank:
+            assert torch.allclose(one, other, rtol=0, atol=1e-13)
+
+
 def messages(shape: Shape, dtype: torch.dtype) -> tuple[dict[Any, int], dict[Any, int]]:
     group = the_group()
     batch, heads, kv_heads, seq, width = shape

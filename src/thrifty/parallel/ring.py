@@ -141,7 +141,7 @@ def _pass_on(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
 # One block: queries (n, g, rows, width), keys (n, keys, width). The log-sum-exp, (n, g, rows), is in fp32 (or fp64).
 def _has_flash(q: Tensor) -> bool:
     """Whether torch has a flash kernel: on a CPU for every dtype, on a GPU for 16 bits and widths that it can load."""
-    return q.device.type == "cpu" or (q.is_cuda and q.element_size() == 2 and q.shape[-1] % 8 == 0)
+    return q.device.type == "cpu" or (q.is_cuda and q.element_size() == 2 and q.shape[-1] in range(8, 257, 8))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Block:
@@ -166,7 +166,7 @@ def _attend_backward(
         none, seed = None, torch.zeros(2, dtype=torch.uint64, device=q.device)
         sizes: tuple[Any, ...] = (none, none, q.shape[2], k.shape[2], 0.0, causal, seed, seed[:0])
         kept = (out.contiguous(), lse.contiguous())
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(grad, q, k, v, *kept, *sizes)
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(grad.contiguous(), q, k, v, *kept, *sizes)
         return grads[0], grads[1][:, 0], grads[2][:, 0]
     shape = (-1, q.shape[1], -1, -1)
     grad_q, *grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
