@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.cost.compute import rank_of
-from thrifty.cost.pipeline import bubble_seconds, idle_seconds, part_seconds
+from thrifty.cost.pipeline import bubble_seconds, idle_seconds, least_idle_seconds, part_seconds
 from thrifty.cost.stages import balanced, even, placement, sends, stage_layers, unit_times
 from thrifty.cost.step import step_seconds
-from thrifty.cost.timeline import PartSeconds, Span, draw, most_kept, order, run, use
+from thrifty.cost.timeline import PartSeconds, Span, draw, length, most_kept, order, run, use
 from thrifty.spec.recipe import Batch, Layout, Recipe
 
 SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 1, "zbv": 2}
@@ -59,6 +59,23 @@ def test_the_clock_keeps_every_dependency(schedule, stages, rounds, data):
             assert span.begin >= ends["B", part, i].end
 
 
+@unhurried
+@given(any_schedule, any_stages, any_rounds, st.sampled_from([0.0, 0.25]), st.data())
+def test_how_long_it_takes_needs_no_spans(schedule, stages, rounds, handing, data):
+    layout, m = layout_of(schedule, stages), rounds * stages
+    parts = [PartSeconds(*data.draw(st.tuples(seconds, seconds, seconds))) for _ in range(stages * layout.interleave)]
+    assert length(layout, m, parts, handing) == use(run(order(layout, m), parts, handing)).seconds
+
+
+@unhurried
+@given(any_schedule, any_stages, any_rounds, st.data())
+def test_what_idles_at_the_least_is_no_more_than_what_idles(schedule, stages, rounds, data):
+    layout, m = layout_of(schedule, stages), rounds * stages
+    drawn = [data.draw(st.tuples(seconds, seconds, seconds)) for _ in range(stages * layout.interleave)]
+    parts = tuple(PartSeconds(*one) for one in drawn)
+    assert least_idle_seconds(layout, m, parts) <= idle_seconds(layout, m, parts, 0.0) + 1e-9
+
+
 @pytest.mark.parametrize("stages", [2, 4, 8])
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])
 def test_equal_stages_idle_as_the_formulas_say(schedule, stages):
@@ -76,9 +93,9 @@ def test_a_few_rounds_of_microbatches_tell_of_many(schedule, stages, rounds, dat
     layout, m = layout_of(schedule, stages), rounds * stages
     parts = [PartSeconds(*data.draw(st.tuples(seconds, seconds, seconds))) for _ in range(stages * layout.interleave)]
     busiest = max(sum(sum(parts[part]) for part in mine) for mine in placement(layout))
-    length = use(run(order(layout, m), parts)).seconds
-    assert length >= m * busiest - 1e-9
-    assert m * busiest + idle_seconds(layout, m, tuple(parts), 0.0) == pytest.approx(length, rel=0.05)
+    took = use(run(order(layout, m), parts)).seconds
+    assert took >= m * busiest - 1e-9
+    assert m * busiest + idle_seconds(layout, m, tuple(parts), 0.0) == pytest.approx(took, rel=0.05)
 
 
 def test_a_drawing_is_to_scale():
@@ -135,9 +152,9 @@ def test_a_step_is_as_long_as_the_clock_says(schedule):
     how = recipe(layout, 8)
     step = step_seconds(asked, cluster, how)
     parts = part_seconds(unit_times(asked, how, rank_of(cluster, how)), stage_layers(asked, cluster, how))
-    length = use(run(order(layout, 8), parts)).seconds
+    took = use(run(order(layout, 8), parts)).seconds
     waits = ("matrix products", "attention", "elementwise operations", "dispatch", "pipeline bubble")
-    assert sum(step.limits[name] for name in waits) == pytest.approx(length)
+    assert sum(step.limits[name] for name in waits) == pytest.approx(took)
     assert step.limits["pipeline traffic"] > 0
 
 

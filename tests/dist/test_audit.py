@@ -49,7 +49,7 @@ LAYOUTS: list[dict[str, Any]] = [
     {"context": 2, "tensor": 2},
     {"shard": 2, "pipeline": 2, "schedule": "zbv", "interleave": 2},
     {"pipeline": 2, "tensor": 2},
-    {"pipeline": 2, "context": 2},
+    {"pipeline": 2, "context": 2, "schedule": "zbv", "interleave": 2},
     {"pipeline": 2, "tensor": 2, "schedule": "interleaved", "interleave": 2, "sequence_parallel": False},
 ]
 EIGHT = {"shard": 2, "pipeline": 2, "tensor": 2}

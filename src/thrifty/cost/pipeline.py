@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from thrifty.cost.compute import rank_of
 from thrifty.cost.stages import UnitTimes, placement, stage_layers, unit_times
-from thrifty.cost.timeline import PartSeconds, Span, order, run, use
+from thrifty.cost.timeline import PartSeconds, Span, length, order, run
 from thrifty.cost.traffic import collectives
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
@@ -99,16 +99,17 @@ def idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ..
 def least_idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ...]) -> float:
     """What `idle_seconds` is at the least, without its clock: a rank waits for the parts before its first, forward, and
     after its last whole backward pass for theirs."""
-    busy, length = 0.0, 0.0
+    busy, least = 0.0, 0.0
     for mine in placement(layout):
         before = parts[: mine[0]]
         works = microbatches * sum(sum(parts[part]) for part in mine)
         drain = 0.0 if layout.schedule in SPLIT_BACKWARD else sum(one.by_input + one.by_weight for one in before)
-        busy, length = max(busy, works), max(length, sum(one.forward for one in before) + works + drain)
-    return length - busy
+        busy, least = max(busy, works), max(least, sum(one.forward for one in before) + works + drain)
+    return least - busy
 
 
 @lru_cache(maxsize=4096)
 def _idle_seconds(layout: Layout, microbatches: int, parts: tuple[PartSeconds, ...], handing: float) -> float:
-    length = use(run(order(layout, microbatches), parts, handing)).seconds
-    return length - microbatches * max(sum(sum(parts[part]) for part in mine) for mine in placement(layout))
+    return length(layout, microbatches, parts, handing) - microbatches * max(
+        sum(sum(parts[part]) for part in mine) for mine in placement(layout)
+    )

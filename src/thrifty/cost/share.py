@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def of_all(shape: ModelShape, layout: Layout, software: str, runs: tuple[range, 
         1 / layout.pipeline,
         1 / layout.pipeline,
         tied,
-        _partial_elements(shape, layout, list(parameter_shapes(shape)), 0) // layout.pipeline,
+        _partial_of_all(shape, layout.tensor, layout.expert, n, layout.sequence_parallel) // layout.pipeline,
         sends(layout),
     )
 
@@ -87,7 +88,9 @@ def of_one(
         float(is_first),
         float(is_last),
         tied,
-        _partial_elements(shape, layout, named, at),
+        _partial_elements(
+            shape, named, layout.tensor, layout.expert, layout.shard * layout.context, at, layout.sequence_parallel
+        ),
         messages(layout, stage),
     )
 
@@ -105,13 +108,20 @@ def _blocks(piece: Held) -> tuple[Unit]:
     return (Unit("block", (piece.whole - piece.root) / number, shard / number, number),)
 
 
-def _partial_elements(shape: ModelShape, layout: Layout, named: list[Named], at: int) -> int:
+@lru_cache(maxsize=4096)
+def _partial_of_all(shape: ModelShape, tensor: int, expert: int, sharing: int, sequence_parallel: bool) -> int:
+    return _partial_elements(shape, parameter_shapes(shape), tensor, expert, sharing, 0, sequence_parallel)
+
+
+def _partial_elements(
+    shape: ModelShape, named: Iterable[Named], tensor: int, expert: int, sharing: int, at: int, sequence_parallel: bool
+) -> int:
     """Gradients that tensor ranks must add up, on one of the ranks that share them: of parameters that each holds whole
     but uses on a part of the tokens (under sequence parallelism all such) or of the heads (norms of queries and keys).
     """
-    found, sharing = 0, layout.shard * layout.context
+    found = 0
     for name, size in named:
-        whole = local_size(name, size, shape, layout.tensor, layout.expert) == size
-        if whole and (layout.sequence_parallel or name.endswith(("query_norm.weight", "key_norm.weight"))):
+        whole = local_size(name, size, shape, tensor, expert) == size
+        if whole and (sequence_parallel or name.endswith(("query_norm.weight", "key_norm.weight"))):
             found += part_of(size[0], sharing, at) * math.prod(size[1:])
     return found

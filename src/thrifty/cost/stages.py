@@ -21,8 +21,12 @@ from thrifty.spec.recipe import Layout, Recipe
 
 def placement(layout: Layout) -> tuple[tuple[int, ...], ...]:
     """The parts of each pipeline rank, in the order of the model."""
-    p, v = layout.pipeline, layout.interleave
-    if layout.schedule == "zbv":
+    return _placement(layout.pipeline, layout.interleave, layout.schedule == "zbv")
+
+
+@lru_cache(maxsize=1024)
+def _placement(p: int, v: int, vee: bool) -> tuple[tuple[int, ...], ...]:
+    if vee:
         return tuple((rank, 2 * p - 1 - rank) for rank in range(p))
     return tuple(tuple(rank + p * chunk for chunk in range(v)) for rank in range(p))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from thrifty.cost.stages import placement
 from thrifty.spec.recipe import Layout
@@ -45,6 +45,9 @@ class PartSeconds(NamedTuple):
     forward: float
     by_input: float
     by_weight: float
+
+
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"]
 
 
 @lru_cache(maxsize=256)
@@ -139,6 +142,47 @@ def _vee(layout: Layout, rank: int, m: int) -> list[Action]:
     return [action for action in found if action.microbatch < m]
 
 
+class Turn(NamedTuple):
+    """An action in an order in which each comes after what it needs.
+
+    Attributes:
+        need: the place in that order of what must be done before, beside the action before it on its rank; -1 = none.
+        arrives: whether that is done on another rank.
+    """
+
+    rank: int
+    action: Action
+    need: int
+    arrives: bool
+
+
+def turns(actions: Sequence[Sequence[Action]]) -> list[Turn]:
+    """All actions of all ranks in one order in which they can be done, whatever they take."""
+    rank_of = {action.part: rank for rank, mine in enumerate(actions) for action in mine}
+    last = max(rank_of)
+    place: dict[tuple[str, int, int], int] = {}  # backward passes, whole or of inputs, as "B"
+    found: list[Turn] = []
+    at = [0] * len(actions)
+    waiting = set(range(len(actions)))
+    while waiting:
+        rank = waiting.pop()
+        while at[rank] < len(actions[rank]):
+            kind, part, i = action = actions[rank][at[rank]]
+            needs = _needs(kind, part, i, last)
+            if needs is not None and needs not in place:
+                break
+            arrives = needs is not None and rank_of[needs[1]] != rank
+            if kind != "W":
+                place["F" if kind == "F" else "B", part, i] = len(found)
+                neighbour = part + 1 if kind == "F" else part - 1
+                if 0 <= neighbour <= last:
+                    waiting.add(rank_of[neighbour])
+            found.append(Turn(rank, action, -1 if needs is None else place[needs], arrives))
+            at[rank] += 1
+        waiting.discard(rank)
+    return found
+
+
 def run(
     actions: Sequence[Sequence[Action]], seconds: Sequence[PartSeconds], handing: float = 0.0
 ) -> tuple[tuple[Span, ...], ...]:
@@ -150,32 +194,47 @@ def run(
             find gradients of and does all of it with the weights, as torch does.
         handing: from the end of an action to its result's arrival on another rank.
     """
-    rank_of = {action.part: rank for rank, mine in enumerate(actions) for action in mine}
-    last = len(seconds) - 1
-    done: dict[tuple[str, int, int], float] = {}  # backward passes, whole or of inputs, as "B"
     spans: list[list[Span]] = [[] for _ in actions]
-    free, at = [0.0] * len(actions), [0] * len(actions)
-    waiting = set(range(len(actions)))
-    while waiting:
-        rank = waiting.pop()
-        while at[rank] < len(actions[rank]):
-            kind, part, i = actions[rank][at[rank]]
-            begin = free[rank]
-            needs = _needs(kind, part, i, last)
-            if needs is not None:
-                if needs not in done:
-                    break
-                begin = max(begin, done[needs] + (handing if rank_of[needs[1]] != rank else 0.0))
-            end = begin + _lasts(kind, part, seconds[part])
-            spans[rank].append(Span(kind, part, i, begin, end))
-            free[rank], at[rank] = end, at[rank] + 1
-            if kind != "W":
-                done["F" if kind == "F" else "B", part, i] = end
-                neighbour = part + 1 if kind == "F" else part - 1
-                if 0 <= neighbour <= last:
-                    waiting.add(rank_of[neighbour])
-        waiting.discard(rank)
+    free, ends = [0.0] * len(actions), list[float]()
+    for rank, action, need, arrives in turns(actions):
+        begin = free[rank]
+        if need >= 0:
+            begin = max(begin, ends[need] + (handing if arrives else 0.0))
+        free[rank] = begin + _lasts(action.kind, action.part, seconds[action.part])
+        ends.append(free[rank])
+        spans[rank].append(Span(*action, begin, free[rank]))
     return tuple(map(tuple, spans))
+
+
+def length(layout: Layout, microbatches: int, seconds: Sequence[PartSeconds], handing: float = 0.0) -> float:
+    """Seconds from the first action of `run` to its last: the same clock without its spans, which a search need not
+    see."""
+    lasts = [_lasts(kind, part, one) for part, one in enumerate(seconds) for kind in _KINDS]
+    free, ends = [0.0] * layout.pipeline, list[float]()
+    for rank, work, need, arrives in _programme(layout.pipeline, layout.schedule, layout.interleave, microbatches):
+        begin = free[rank]
+        if need >= 0:
+            there = ends[need] + handing if arrives else ends[need]
+            if there > begin:
+                begin = there
+        free[rank] = end = begin + lasts[work]
+        ends.append(end)
+    return max(free)
+
+
+_KINDS = "FBIW"
+
+
+@lru_cache(maxsize=1024)
+def _programme(
+    pipeline: int, schedule: Schedule, interleave: int, microbatches: int
+) -> tuple[tuple[int, int, int, bool], ...]:
+    """`turns` with the place of each action's time in a list of all parts' four kinds."""
+    layout = Layout(pipeline=pipeline, schedule=schedule, interleave=interleave)
+    return tuple(
+        (rank, 4 * action.part + _KINDS.index(action.kind), need, arrives)
+        for rank, action, need, arrives in turns(order(layout, microbatches))
+    )
 
 
 def _needs(kind: str, part: int, microbatch: int, last: int) -> tuple[str, int, int] | None:
