@@ -59,7 +59,11 @@ class Memory:
 
 
 def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
-    """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
+    """Memory of the fullest rank in a step after the first (the optimizer's states exist).
+
+    Stages are taken as even. This trainer's have equal times instead, which shift with the microbatch, while a search
+    counts on memory that grows with it; `by_stage` has them as they are.
+    """
     if recipe.software == "thrifty" and recipe.layout.pipeline * recipe.layout.context == 1:
         return _own(job, cluster, recipe)
     return _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
@@ -72,6 +76,7 @@ def by_stage(job: Job, cluster: Cluster, recipe: Recipe, habits: Habits | None =
         habits: of an earlier release of the software, from `habits.HABITS`.
     """
     asked, how = _asked(job, cluster, recipe), habits or HABITS[recipe.software]
+    asked = asked._replace(runs=own_runs(job, cluster, recipe))
     pieces = _pieces(asked, how)
     return [_stage(asked, pieces[stage], stage, how) for stage in range(len(pieces))]
 
@@ -111,7 +116,7 @@ def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
     return _Asked(
         job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.accumulation, recipe.layout,
         recipe.software, recipe.precision, recipe.recompute, recipe.compile, recipe.optimizer.state_bits,
-        recipe.exchange.dtype, own_runs(job, cluster, recipe), runtime, chip.memory.value - runtime,
+        recipe.exchange.dtype, None, runtime, chip.memory.value - runtime,
     )  # fmt: skip
 
 
