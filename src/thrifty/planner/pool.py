@@ -236,10 +236,12 @@ def _fitting(pool: Pool, job: Job, cluster: Cluster, base: Recipe, row: _Row) ->
     """Each microbatch that fits, with the least recomputation that it fits with."""
     usable, less, found = usable_bytes(cluster, row.layout.ranks), 0, list[tuple[Recipe, Memory]]()
     each, again = base.batch.sequences // row.layout.data_ranks, row.again
+    # Stages of equal time shift with the microbatch, and memory may then shrink where it grows.
+    shifting = base.software == "thrifty" and row.layout.pipeline > 1
     number = 0
     while number < len(row.micros):
         micro = row.micros[number]
-        if micro == each:
+        if micro == each or shifting:
             less = 0  # the only microbatch, which has no gradients of earlier ones to hold
         while less < len(again):
             one = _recipe(base, row, micro, again[less])
@@ -252,7 +254,7 @@ def _fitting(pool: Pool, job: Job, cluster: Cluster, base: Recipe, row: _Row) ->
                 pool.least = (one, used)
             less += 1
         pool.excluded[TOO_LARGE] += less
-        if less == len(again) and number < len(row.micros) - 1:
+        if less == len(again) and number < len(row.micros) - 1 and not shifting:
             # Nothing larger fits, but perhaps the last.
             pool.excluded[TOO_LARGE] += (len(row.micros) - 2 - number) * len(again)
             number = len(row.micros) - 2
