@@ -157,12 +157,12 @@ def test_bounds_are_below_every_recipe_that_they_stand_for(
 @settings(max_examples=60, deadline=None)
 @given(jobs(), clusters(), st.sampled_from(["thrifty", "megatron", "torchtitan"]), st.data())
 def test_memory_grows_with_the_microbatch(job: Job, cluster: Cluster, software: str, data: st.DataObject) -> None:
-    """What lets a row end at the first microbatch that does not fit."""
+    """What lets a row end at the first microbatch that does not fit, but for stages that shift with it."""
     base = base_of(software, 16)
     if legal.illegal(job, base):
         return
     layout = data.draw(st.sampled_from(space.layouts(job, cluster, {"software": software})))
-    if 16 % layout.data_ranks:
+    if 16 % layout.data_ranks or (software == "thrifty" and layout.pipeline > 1):
         return
 
     def peak(micro: int, again: str) -> float:
