@@ -148,7 +148,7 @@ def test_what_does_not_fit_says_what_it_needs_and_what_would_do() -> None:
     assert "does not fit" in error.value.what
     assert "optimizer" in error.value.what
     assert "more devices" in error.value.hint
-    given = {"recompute": "none", "layout": {"tensor": 1, "pipeline": 1}}
+    given = {"recompute": "none", "layout": {"tensor": 1, "pipeline": 1, "context": 1}}
     with pytest.raises(ThriftyError) as error:
         plan(job("llama-3-8b", sequence_length=8192), cluster("8xa100-40gb"), from_dict(given, "test"))
     assert "recipe.recompute" in error.value.hint
@@ -181,7 +181,7 @@ def test_contradictions_are_told(tree: dict[str, Any], where: str) -> None:
     assert error.value.hint or error.value.what
 
 
-ONE_SHARDED = {"shard": 4, "island": 1, "pipeline": 1, "tensor": 1}
+ONE_SHARDED = {"shard": 4, "island": 1, "pipeline": 1, "context": 1, "tensor": 1}
 
 
 def test_idle_devices_are_named() -> None:
