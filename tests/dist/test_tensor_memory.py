@@ -73,6 +73,26 @@ def test_what_a_context_rank_keeps(pool, shape, precision, recompute, layout):
         assert activations == SEQUENCE // 2 * each
 
 
+def metered_bytes(case: Case, sequences: int) -> int:
+    """What the trainer's meter finds in a first forward pass."""
+    built, _ = build_case(case)
+    tokens, targets = batch_of(case, 0)
+    with memory.count_forward(built.model, compiled=False) as saved:
+        loss = built.model(tokens[:sequences].clone(), targets[:sequences].clone())
+    assert loss.requires_grad
+    return saved.activation_bytes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", [{"shard": 2, "reshard_after_forward": False}, {"tensor": 2}])
+def test_the_meter_counts_a_batch_that_is_shaped_like_a_weight(pool, layout, precision):
+    """Four sequences have as many tokens as the vocabulary has ids; inputs of the head are shaped like the embedding."""
+    case = Case(layout=layout, dtype="float32", precision=precision)
+    assert 4 * SEQUENCE == SHAPES["llama"]["vocab_size"]
+    for four, three, two in zip(*(pool(2).run(metered_bytes, case, n) for n in (4, 3, 2)), strict=True):
+        assert four - three == three - two
+
+
 def logits_of(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     built, _ = build_case(case)
     tokens, _ = batch_of(case, 0)

@@ -74,21 +74,35 @@ class Saved:
     gathered_bytes: int = 0
 
 
-class _Logits(TorchDispatchMode):
-    """Follows how many bytes of tensors as wide as the vocabulary are alive, and the most there were."""
+class _Watch(TorchDispatchMode):
+    """Follows how many bytes of tensors as wide as the vocabulary are alive, and the most there were; and which tensors
+    are weights cast to another dtype."""
 
-    def __init__(self, vocab_size: int, weights: set[tuple[int, ...]]) -> None:
+    def __init__(self, model: nn.Module, vocab_size: int, weights: set[tuple[int, ...]]) -> None:
         super().__init__()
-        self._vocab_size, self._weights = vocab_size, weights
+        self._model, self._vocab_size, self._weights = model, vocab_size, weights
+        self._casts: set[int] = set()
         self._alive: set[int] = set()
         self._bytes = self.peak_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and self.is_weight(args[0]):
+            key = result.untyped_storage().data_ptr()
+            self._casts.add(key)
+            weakref.finalize(result, self._casts.discard, key)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size:
                 self._see(tensor)
         return result
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter as it is computed with, gathered or cast. Shapes tell most, but a batch of as
+        many tokens as the vocabulary has ids has that of the embedding."""
+        if tuple(tensor.shape) not in self._weights:
+            return False
+        key = tensor.untyped_storage().data_ptr()
+        return key in self._casts or key in {_local(p).untyped_storage().data_ptr() for p in self._model.parameters()}
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -118,20 +132,20 @@ def count_saved(model: nn.Module, vocab_size: int, compiled: bool) -> Iterator[S
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         key = (storage.data_ptr(), storage.nbytes())
-        if key not in seen and tensor.numel() and tuple(tensor.shape) not in weights:
+        if key not in seen and tensor.numel() and not watch.is_weight(tensor):
             seen.add(key)
             if tensor.shape[-1:] != (vocab_size,):
                 found.activation_bytes += storage.nbytes()
         return tensor
 
-    logits = _Logits(vocab_size, weights)
+    watch = _Watch(model, vocab_size, weights)
     with (
         torch.compiler.set_stance("force_eager") if compiled else nullcontext(),  # its import takes a second
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        logits,
+        watch,
     ):
         yield found
-    found.logit_bytes = logits.peak_bytes
+    found.logit_bytes = watch.peak_bytes
 
 
 def _is_shard(parameter: Tensor) -> bool:
