@@ -26,7 +26,7 @@ from typing import Any
 from netlab import Lab, NetlabError, netlab, seconds
 from thrifty import api
 from thrifty.cli.common import resolve
-from thrifty.cost.wire import wire_share
+from thrifty.cost.wire import gloo_delays, wire_share
 from thrifty.planner.emit import write_plan
 from thrifty.spec import Cluster, Plan
 from thrifty.trainer.run_folder import RunFolder
@@ -61,7 +61,7 @@ class Arm:
         return f"{self.rate or 'no limit'}{', ' + self.delay if self.delay else ''}, {self.dtype}"
 
 
-LINKS = ((None, None, 30), ("1Gbit", None, 30), ("100Mbit", None, 20), ("10Mbit", None, 6), ("100Mbit", "25ms", 12))
+LINKS = ((None, None, 20), ("1Gbit", None, 20), ("100Mbit", None, 20), ("10Mbit", None, 8), ("100Mbit", "25ms", 10))
 ARMS = tuple(Arm(rate, delay, dtype, steps) for rate, delay, steps in LINKS for dtype in ("fp32", "bf16"))
 
 
@@ -72,8 +72,8 @@ def plan_of(arm: Arm, folder: Path) -> Plan:
     request = resolve(str(job), "local", sets=[f"job.steps={arm.steps}"])
     link: dict[str, Any] = request.cluster.inter_island.model_dump()
     source = {"provenance": "assumed", "source": "as the lab shapes it"}
-    # Two ranks' ring sends twice, one after the other.
-    link["latency"] = {"value": f"{GLOO_LATENCY + 2 * seconds(arm.delay or '0s')} s", **source}
+    latency = GLOO_LATENCY + gloo_delays("all_reduce", 2) * seconds(arm.delay or "0s")
+    link["latency"] = {"value": f"{latency} s", **source}
     if arm.rate is not None:
         link["bandwidth"] = {"value": f"{arm.rate}/s", **source}
     cluster = request.cluster.model_dump() | {"per_node": 1, "nodes": 2, "islands": 2, "inter_island": link}
@@ -128,15 +128,14 @@ def gather(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(arms: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| link, exchange | step, ms | range | predicted | of it waiting | predicted | bytes on the link | / predicted |",
+        "| link, exchange | step, ms | range | predicted | waiting | predicted | bytes on the link | / predicted |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, arm in arms.items():
         low, high = arm["step_s_range"]
-        milliseconds = [
-            f"{arm['step_s'] * 1e3:.0f}", f"{low * 1e3:.0f} to {high * 1e3:.0f}", f"{arm['predicted_step_s'] * 1e3:.0f}",
-            f"{arm['communication_s'] * 1e3:.0f}", f"{arm['predicted_communication_s'] * 1e3:.0f}",
-        ]  # fmt: skip
+        keys = ("predicted_step_s", "communication_s", "predicted_communication_s")
+        milliseconds = [f"{arm['step_s'] * 1e3:.0f}", f"{low * 1e3:.0f} to {high * 1e3:.0f}"]
+        milliseconds += [f"{arm[key] * 1e3:.0f}" for key in keys]
         sent = [f"{arm['wire_bytes'] / 1e6:.2f} MB", f"{arm['bytes_over_predicted']:.4f}"]
         lines.append(f"| {name} | {' | '.join(milliseconds + sent)} |")
     return "\n".join(lines)

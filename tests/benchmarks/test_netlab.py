@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import netlab
 from netlab_relay import Link, arrival
+from thrifty.cost.wire import gloo_delays
 
 HERE = Path(netlab.__file__).parent
 HEADERS = 20 + 32 + 14  # IPv4, TCP with timestamps, Ethernet
@@ -66,6 +68,27 @@ print(x.tolist())
 dist.destroy_process_group()
 """
 
+# Seconds of each kind of collective, 4 KiB a rank, the mean of five in turn.
+DELAYS = """
+import json, time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+x, y = torch.ones(1024), torch.ones(1024 * dist.get_world_size())
+kinds = {
+    "all_reduce": lambda: dist.all_reduce(x),
+    "all_gather": lambda: dist.all_gather_into_tensor(y, x),
+    "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(y), y),
+}
+found = {}
+for kind, call in kinds.items():
+    call()
+    begin = time.perf_counter()
+    for _ in range(5):
+        call()
+    found[kind] = (time.perf_counter() - begin) / 5
+print(json.dumps(found))
+dist.destroy_process_group()
+"""
+
 
 def flow(lab: netlab.Lab, number: int) -> tuple[int, float]:
     done = lab.launch([sys.executable, "-c", FLOW, str(number)], timeout=60)
@@ -117,6 +140,17 @@ def test_torch_ranks_meet(tmp_path: Path) -> None:
     assert [one.stdout.strip() for one in done] == ["[1.0, 1.0, 1.0]"] * 2, done
     for number in sent:  # all-reduces between two ranks send the tensor once
         assert number == pytest.approx(4 * 2_000_000 * (1 + HEADERS / SEGMENT), rel=0.03)
+
+
+@needs_lab
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_collectives_wait_for_the_delays_that_are_priced(ranks: int) -> None:
+    with netlab.netlab(ranks=ranks, delay="20ms") as lab:
+        done = lab.launch([sys.executable, "-c", DELAYS], timeout=120)
+    assert [one.returncode for one in done] == [0] * ranks, done
+    took = [json.loads(one.stdout) for one in done]
+    for kind in took[0]:  # a rank may find the first one half done
+        assert max(one[kind] for one in took) > 0.9 * 0.02 * gloo_delays(kind, ranks), took
 
 
 @needs_lab
