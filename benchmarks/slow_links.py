@@ -61,7 +61,7 @@ class Arm:
         return f"{self.rate or 'no limit'}{', ' + self.delay if self.delay else ''}, {self.dtype}"
 
 
-LINKS = ((None, None, 20), ("1Gbit", None, 20), ("100Mbit", None, 20), ("10Mbit", None, 8), ("100Mbit", "25ms", 10))
+LINKS = ((None, None, 20), ("1Gbit", None, 20), ("100Mbit", None, 20), ("10Mbit", None, 6), ("100Mbit", "25ms", 10))
 ARMS = tuple(Arm(rate, delay, dtype, steps) for rate, delay, steps in LINKS for dtype in ("fp32", "bf16"))
 
 
@@ -149,22 +149,26 @@ def main() -> None:
     asked = parser.parse_args()
     arms = [arm for arm in ARMS if not asked.only or asked.only in arm.name]
     runs: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    load = []
+    load: list[float] = []
     try:
         for number in range(asked.rounds):
             for arm in arms if number % 2 == 0 else arms[::-1]:
                 load.append(os.getloadavg()[0])
                 runs[arm.name].append(measure(arm))
                 print(f"round {number + 1}, {arm.name}: {runs[arm.name][-1]['step_s'] * 1e3:.0f} ms", file=sys.stderr)
+            found = {name: gather(rounds) for name, rounds in runs.items()}
+            write(asked.json, found, number + 1, load)  # a round that is cut short loses none before it
     except NetlabError as error:
         raise SystemExit(f"netlab: {error}") from None
-    found = {name: gather(rounds) for name, rounds in runs.items()}
     print(table(found))
+
+
+def write(path: Path, found: dict[str, dict[str, Any]], rounds: int, load: list[float]) -> None:
     content = {
-        "date": date.today().isoformat(), "job": JOB["job"], "recipe": RECIPE, "rounds": asked.rounds,
+        "date": date.today().isoformat(), "job": JOB["job"], "recipe": RECIPE, "rounds": rounds,
         "load_average": [min(load), max(load)], "arms": found,
     }  # fmt: skip
-    asked.json.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
