@@ -20,6 +20,7 @@ from typing import Any
 from thrifty.cost import profiles
 from thrifty.cost.fit import Bound, Constants, coordinate_search, huber, interval, pull
 from thrifty.cost.step import step_seconds
+from thrifty.cost.wire import wire_share
 from truth import Case, groups
 from truth_tables import read
 
@@ -186,6 +187,7 @@ def main(arguments: list[str]) -> int:
             text += own.replace(SOURCES[name], "not measured yet, as accelerate")
     text += '    "thrifty-cpu": {\n        "source": "own runs on two AVX-512 cores, torch 2.13 (2026-11)",\n'
     text += '        "attention": 0.65,\n        "reduce_scatter": 2.8,\n'
+    text += f'        "network_bandwidth": {1 / wire_share():.3g},\n'  # packets have headers
     text += '        "low": 0.7,\n        "high": 1.5,\n    },\n'
     if not dry:
         path = Path(profiles.__file__).with_name("fitted.py")

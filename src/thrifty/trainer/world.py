@@ -21,7 +21,11 @@ ONE_RANK = Layout()
 
 @dataclass(frozen=True)
 class World:
-    """One rank of a run. With one rank there is no process group at all."""
+    """One rank of a run. With one rank there is no process group at all.
+
+    Attributes:
+        island_nodes: nodes of one island of the cluster; none = all nodes are in one.
+    """
 
     rank: int
     size: int
@@ -31,6 +35,7 @@ class World:
     control: Any = None  # gloo group for the steering messages, so that they never queue behind gradients
     writer: Any = None  # gloo group for checkpoints, which may be written while training goes on
     layout: Layout = ONE_RANK
+    island_nodes: int | None = None
 
     @property
     def data_ranks(self) -> int:
@@ -106,7 +111,10 @@ class World:
     def link_of(self, ranks: list[int]) -> str:
         """Slowest link between ranks."""
         nodes = {self.node_of(rank) for rank in ranks}
-        return "intra_node" if len(nodes) == 1 else "inter_node"
+        if len(nodes) == 1:
+            return "intra_node"
+        islands = {node // (self.island_nodes or self.size) for node in nodes}
+        return "inter_island" if len(islands) > 1 else "inter_node"
 
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
@@ -143,7 +151,8 @@ def join(plan: Plan) -> World:
         hint = "free it or choose another: torchrun --master-port N, or let `thrifty train --nproc` pick one"
         raise ThriftyError(what, where=f"{os.environ.get('MASTER_ADDR', 'localhost')}:{port}", hint=hint) from None
     control, writer = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
-    return World(rank, size, local_rank, local_size, device, control, writer, plan.recipe.layout)
+    island_nodes = plan.cluster.nodes // plan.cluster.islands
+    return World(rank, size, local_rank, local_size, device, control, writer, plan.recipe.layout, island_nodes)
 
 
 def _device(plan: Plan, local_rank: int) -> torch.device:
