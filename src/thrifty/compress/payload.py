@@ -56,7 +56,9 @@ class Payload:
             ThriftyError: not a payload, cut off, too long, or changed on its way.
         """
         if buffer.dtype != torch.uint8 or buffer.dim() != 1:
-            raise ThriftyError(f"a buffer is one flat uint8 tensor, not {buffer.dtype} {tuple(buffer.shape)}", where=WHERE)
+            raise ThriftyError(
+                f"a buffer is one flat uint8 tensor, not {buffer.dtype} {tuple(buffer.shape)}", where=WHERE
+            )
         buffer = buffer.cpu().contiguous()
         data = memoryview(buffer.numpy())
         if len(data) < HEADER_BYTES:

@@ -41,8 +41,14 @@ class Quantised:
 
 
 def quantise(
-    x: Tensor, form: int | str | BlockFormat, *, block: int | None = None, rounding: Rounding = "nearest", seed: int = 0,
-    first_block: int = 0, compiled: bool | None = None,
+    x: Tensor,
+    form: int | str | BlockFormat,
+    *,
+    block: int | None = None,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    first_block: int = 0,
+    compiled: bool | None = None,
 ) -> Quantised:
     """Blocks of `x`, read in its own order, as codes and scales. The last block holds what is left, filled up to 8.
 
