@@ -2,7 +2,7 @@
 
     python benchmarks/codec_speed.py [--values 4194304] [--repeats 9]
 
-Each figure is the median CPU time over repeats; the codecs take turns, so that a busy machine slows all of them. Gaussian fp32
+Each figure is the median CPU time over repeats; the codecs take turns, so that a busy machine slows all. Gaussian fp32
 values, fused kernels compiled before the clock starts. Wire includes the buffer and its checksum, both ways.
 """
 

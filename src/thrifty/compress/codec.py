@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -181,7 +182,7 @@ def chain(*codecs: Codec) -> Codec:
             another.
     """
     links = tuple(stage for codec in codecs for stage in codec.stages)
-    for before, behind in zip(links, links[1:], strict=False):
+    for before, behind in pairwise(links):
         if behind.takes_floats and not before.gives_floats:
             raise ThriftyError(
                 f"{type(behind).__name__} cannot follow {type(before).__name__}, which leaves bytes",

@@ -1,4 +1,4 @@
-"""What an encoded tensor weighs, from the description of its codec alone: used by the codecs and by whoever prices them.
+"""What an encoded tensor weighs, from its codec's description alone: for the codecs and for whoever prices them.
 
 A codec is a chain of stages. Each turns so many values into fewer or shorter ones for the next stage, and may add bytes
 of its own beside them (scales, indices). A payload is a header, a length for each part, and the parts.

@@ -1,7 +1,7 @@
 """Codes of 1 to 8 bits, packed into bytes along rows.
 
 A row is cut into equal runs that lie over each other in the bytes: the first half of a row of 4-bit codes fills the low
-nibbles, the second half the high ones. Whole vectors move then, where neighbours in one byte would need shuffles. Widths
+nibbles, the second half the high ones. Whole vectors move then, where neighbours in a byte would need shuffles. Widths
 that do not divide 8 are sums of those that do: 3 bits are a plane of 2 and a plane of 1.
 """
 
