@@ -1,0 +1,10 @@
+"""Codecs of gradients: `chain(TopK(1 / 64), Blockwise(2), Zstd())`, each also alone."""
+
+from thrifty.compress.codec import Codec, Identity, chain
+from thrifty.compress.entropy import Zstd
+from thrifty.compress.payload import Payload
+from thrifty.compress.quantize import Blockwise
+from thrifty.compress.sparse import RandomK, TopK
+from thrifty.quant import uniform
+
+__all__ = ["Blockwise", "Codec", "Identity", "Payload", "RandomK", "TopK", "Zstd", "chain", "uniform"]

@@ -1,0 +1,63 @@
+"""One block at a time, in Python's doubles: what the kernels are checked against."""
+
+from __future__ import annotations
+
+import math
+
+from thrifty.quant.kernels import LARGEST, SHRINK, SMALLEST
+from thrifty.spec.formats import BlockFormat
+
+# Significant bits, smallest exponent of a normal number.
+FLOAT_SHAPES = {"fp8_e4m3": (4, -6), "fp8_e5m2": (3, -14)}
+
+
+def rounded(value: float, bits: int, smallest: int) -> float:
+    """To the nearest float of so many significant bits, ties to even, with subnormals below 2^smallest."""
+    if not value:
+        return 0.0
+    unit = 2.0 ** (max(math.floor(math.log2(abs(value))), smallest) - bits + 1)
+    return round(value / unit) * unit
+
+
+def stored(scale: float, form: BlockFormat) -> float:
+    """A scale as bfloat16 keeps it."""
+    return rounded(min(scale, LARGEST / form.top), 8, -126)
+
+
+def round_trip(block: list[float], form: BlockFormat) -> list[float]:
+    """The values that a block, rounded to nearest, comes back as."""
+    if not all(map(math.isfinite, block)):
+        return [math.nan] * len(block)
+    top = max(map(abs, block))
+    if top < SMALLEST:
+        return [0.0] * len(block)
+    rms = top * math.sqrt(sum((x / top) ** 2 for x in block) / len(block))
+    mean = top * sum(abs(x) / top for x in block) / len(block)
+    match form.kind:
+        case "uniform":
+            scale = stored(rms * form.step if form.step else top / form.top, form)
+            codes = [max(-form.top, min(form.top, round(x / scale))) for x in block]
+            shrink = SHRINK if form.step else 0.0
+            return [scale * (q - math.copysign(shrink, q) if q else 0.0) for q in codes]
+        case "float":
+            scale = stored(top / form.top, form)
+            bits, smallest = FLOAT_SHAPES[form.name]
+            return [scale * rounded(max(-form.top, min(form.top, x / scale)), bits, smallest) for x in block]
+        case "sign":
+            return [math.copysign(stored(mean, form), x) if x else stored(mean, form) for x in block]
+        case "levels":
+            nearest = [min(form.levels, key=lambda level, x=x: abs(abs(x) / rms - level)) for x in block]
+            fitted = sum(abs(x) / top * level for x, level in zip(block, nearest, strict=True))
+            scale = stored(top * fitted / sum(level**2 for level in nearest), form)
+            return [
+                math.copysign(scale * level, x) if x else scale * level for x, level in zip(block, nearest, strict=True)
+            ]
+        case "means":
+            past = [abs(x) > 0.9816 * rms for x in block]
+            size = [
+                stored(
+                    sum(abs(x) for x, p in zip(block, past, strict=True) if p == side) / max(1, past.count(side)), form
+                )
+                for side in (False, True)
+            ]
+            return [math.copysign(size[p], x) if x else size[p] for x, p in zip(block, past, strict=True)]
