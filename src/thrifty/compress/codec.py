@@ -121,7 +121,7 @@ class Codec:
         """Number and type of the values before each stage and after the last, and parts beside each stage."""
         counts, dtypes, shares = [like.numel()], [like.dtype], []
         for stage in self.stages:
-            size = after(stage.describe(), counts[-1], dtypes[-1].itemsize * 8, like.shape)
+            size = after(stage.describe(), counts[-1], dtypes[-1].itemsize * 8)
             counts.append(size.values)
             dtypes.append(stage.stage_dtype(dtypes[-1]))
             shares.append(len(size.beside))
@@ -155,7 +155,7 @@ class Chain(Codec):
         product, values = 1.0, numel
         for stage in self.links:
             product *= stage.contraction(values)
-            values = after(stage.describe(), values, 32, (values,)).values
+            values = after(stage.describe(), values, 32).values
         return product
 
 

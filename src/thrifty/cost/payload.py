@@ -41,20 +41,13 @@ class BlocksStage:
 
 
 @dataclass(frozen=True)
-class LowRankStage:
-    """Two thin factors of a matrix, in place of it."""
-
-    rank: int
-
-
-@dataclass(frozen=True)
 class ZstdStage:
     """zstandard, or the bytes as they are where it does not shorten them: one byte says which."""
 
     level: int
 
 
-Stage = TopKStage | RandomKStage | BlocksStage | LowRankStage | ZstdStage
+Stage = TopKStage | RandomKStage | BlocksStage | ZstdStage
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def index_bytes(chunks: int, chunk: int, keep: int) -> int:
     return tail_block(chunks * keep) * low // 8 + chunks * math.ceil(high / 8)
 
 
-def after(stage: Stage, values: int, bits: int, shape: Sequence[int]) -> Size:
+def after(stage: Stage, values: int, bits: int) -> Size:
     """What `stage` makes of `values` of `bits` each. For zstandard it is a bound, exact for every other stage."""
     match stage:
         case TopKStage(density, chunk):
@@ -112,17 +105,8 @@ def after(stage: Stage, values: int, bits: int, shape: Sequence[int]) -> Size:
         case BlocksStage(form, block):
             codes, scales = block_bytes(values, form, block)
             return Size(codes, 8, (scales,))
-        case LowRankStage(rank):
-            rows, columns = matrix_shape(shape)
-            return Size((rows + columns) * min(rank, rows, columns), 32)
         case ZstdStage():
             return Size(values * bits // 8 + 1, 8)
-
-
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """A tensor read as a matrix: its first dimension against all others."""
-    rows = shape[0] if shape else 1
-    return rows, math.prod(shape[1:])
 
 
 def payload_bytes(stages: Sequence[Stage], shape: Sequence[int], *, value_bits: int = 32) -> int:
@@ -136,7 +120,7 @@ def payload_bytes(stages: Sequence[Stage], shape: Sequence[int], *, value_bits: 
     values, bits, beside = math.prod(shape), value_bits, 0
     parts = 1
     for stage in stages:
-        size = after(stage, values, bits, shape)
+        size = after(stage, values, bits)
         values, bits = size.values, size.bits
         beside, parts = beside + sum(size.beside), parts + len(size.beside)
     return HEADER_BYTES + LENGTH_BYTES * parts + beside + values * bits // 8
