@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from parity import LLAMA, SHAPES, Case, bound, build_case, one_step, whole
+from parity import LLAMA, SHAPES, Case, bound, build_case, gathered, one_step, update, whole
 from test_parity import TERMS, named
 
 from thrifty.trainer import checkpoint
 from thrifty.trainer.checkpoint import Checkpoints
+
 pytestmark = pytest.mark.dist
 
 HALF, ALL = 3, 6  # steps
@@ -50,14 +51,16 @@ def train(case: Case, folder: str, first: int, last: int) -> tuple[list[float], 
         if first:
             checkpoint.allocate_state(built.optimizer)
             checkpoints.load(first, checkpoint.state(built.model, built.optimizer))
+            if built.tied is not None:
+                built.tied.follow()
         losses = []
         for step in range(first, last):
             losses.append(one_step(case, built, world, step)[0])
-            built.optimizer.step()
+            update(built)
             built.optimizer.zero_grad(set_to_none=True)
         if last == HALF:
             checkpoints.save(last, checkpoint.state(built.model, built.optimizer), {})
-        return losses, {name: whole(p) for name, p in built.model.named_parameters()}
+        return losses, gathered({name: whole(p) for name, p in built.model.named_parameters()}, built)
     finally:
         torch.set_default_dtype(before)
 

@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from parity import LLAMA, Case, bound, build_case, gathered, one_step, update, whole
+from parity import LLAMA, Case, bound
+from test_checkpoint_layouts import ALL, HALF, train
 from test_parity import TERMS, named
-
-from thrifty.trainer import checkpoint
-from thrifty.trainer.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.dist
 
-HALF, ALL = 2, 4  # steps
 ZBV = {"pipeline": 2, "schedule": "zbv", "interleave": 2}
 PAIRS = [
     ({"pipeline": 2, "shard": 2}, {}),
@@ -26,30 +22,6 @@ PAIRS = [
     ({}, {"pipeline": 2, "shard": 2}),
     ({"pipeline": 2, "context": 2}, {"shard": 2}),
 ]
-
-
-def train(case: Case, folder: str, first: int, last: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Steps `first` to `last` on this rank, from the checkpoint of step `first` unless that is 0; saves step HALF."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        built, world = build_case(case)
-        checkpoints = Checkpoints(Path(folder), world, keep=9)
-        if first:
-            checkpoint.allocate_state(built.optimizer)
-            checkpoints.load(first, checkpoint.state(built.model, built.optimizer))
-            if built.tied is not None:
-                built.tied.follow()
-        losses = []
-        for step in range(first, last):
-            losses.append(one_step(case, built, world, step)[0])
-            update(built)
-            built.optimizer.zero_grad(set_to_none=True)
-        if last == HALF:
-            checkpoints.save(last, checkpoint.state(built.model, built.optimizer), {})
-        return losses, gathered({name: whole(p) for name, p in built.model.named_parameters()}, built)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def run(pool: Any, layout: dict[str, Any], folder: Path, first: int, last: int) -> Any:
