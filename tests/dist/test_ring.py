@@ -116,9 +116,11 @@ def gradients_of_the_sum(shape: Shape) -> list[tuple[torch.Tensor, torch.Tensor]
 @pytest.mark.dist
 def test_a_gradient_that_is_one_number_everywhere(pool):
     """Which autograd hands over without memory of its own."""
-    for rank in pool(2).run(gradients_of_the_sum, Shape(1, 2, 2, 16, 8)):
+    shape = Shape(1, 2, 2, 16, 8)
+    allowed = 64 * shape.seq**0.5 * EPS
+    for rank in pool(2).run(gradients_of_the_sum, shape):
         for one, other in rank:
-            assert torch.allclose(one, other, rtol=0, atol=1e-13)
+            assert float((one - other).norm()) <= allowed * max(1.0, float(other.norm()))
 
 
 def messages(shape: Shape, dtype: torch.dtype) -> tuple[dict[Any, int], dict[Any, int]]:
