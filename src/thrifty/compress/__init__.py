@@ -2,9 +2,10 @@
 
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
+from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, TopK
 from thrifty.quant import uniform
 
-__all__ = ["Blockwise", "Codec", "Identity", "Payload", "RandomK", "TopK", "Zstd", "chain", "uniform"]
+__all__ = ["Blockwise", "Codec", "Identity", "Payload", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform"]

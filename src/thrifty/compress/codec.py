@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from thrifty.compress.payload import WHERE, Payload
-from thrifty.cost.payload import Stage, after, bits_per_value, payload_bytes
+from thrifty.cost.payload import after, bits_per_value, payload_bytes
+from thrifty.spec.codec import Stage
 from thrifty.spec.errors import ThriftyError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thrifty.compress.codec import Codec
 from thrifty.compress.payload import WHERE
-from thrifty.cost.payload import ZstdStage
+from thrifty.spec.codec import ZstdStage
 from thrifty.spec.errors import ThriftyError
 
 STORED, SQUEEZED = 0, 1

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from thrifty.compress.codec import Codec
 from thrifty.compress.payload import WHERE
-from thrifty.cost.payload import BlocksStage, block_bytes
+from thrifty.cost.payload import block_bytes
 from thrifty.quant import BlockFormat, Quantised, block_format, dequantise, quantise
 from thrifty.quant.blockwise import Rounding
 from thrifty.quant.kernels import SHRINK
+from thrifty.spec.codec import BlocksStage
 from thrifty.spec.errors import ThriftyError
 
 

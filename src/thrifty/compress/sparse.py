@@ -11,9 +11,10 @@ from torch import Tensor
 
 from thrifty.compress.codec import Codec
 from thrifty.compress.payload import WHERE
-from thrifty.cost.payload import RandomKStage, TopKStage, index_bits, index_bytes, kept, tail_block
+from thrifty.cost.payload import index_bits, index_bytes, kept, tail_block
 from thrifty.quant.packing import pack, packed_bytes, unpack
 from thrifty.quant.rounding import row_keys, uniforms
+from thrifty.spec.codec import RandomKStage, TopKStage
 from thrifty.spec.errors import ThriftyError
 
 GROUPS = 8  # values looked at together in the search for the largest

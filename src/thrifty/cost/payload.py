@@ -10,44 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from thrifty.spec.codec import BlocksStage, RandomKStage, Stage, TopKStage, ZstdStage
 from thrifty.spec.formats import SCALE_BITS, BlockFormat
 
 # Magic, version, number of parts, CRC-32 of all behind it, CRC-32 of the codec's description, seed, number of values.
 HEADER_BYTES = 2 + 1 + 1 + 4 + 4 + 8 + 8
 LENGTH_BYTES = 8  # of each part
-
-
-@dataclass(frozen=True)
-class TopKStage:
-    """The share `density` largest magnitudes of each chunk, with indices in Elias-Fano code."""
-
-    density: float
-    chunk: int
-
-
-@dataclass(frozen=True)
-class RandomKStage:
-    """One value of every run of `every`, at a place drawn from the seed; nothing else is sent."""
-
-    every: int
-
-
-@dataclass(frozen=True)
-class BlocksStage:
-    """Codes in a block format."""
-
-    format: BlockFormat
-    block: int
-
-
-@dataclass(frozen=True)
-class ZstdStage:
-    """zstandard, or the bytes as they are where it does not shorten them: one byte says which."""
-
-    level: int
-
-
-Stage = TopKStage | RandomKStage | BlocksStage | ZstdStage
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""What a codec is, in words and as data: `topk(1/64) + means2 + zstd`. Read by settings, prices and the codecs.
+
+A codec is a chain of stages, first to last. The text has one name for each, joined by `+`:
+
+    topk(DENSITY[, CHUNK])    the largest magnitudes of each chunk
+    randomk(EVERY)            one value of each run, drawn by seed
+    int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 uniform(STEP)    a block format
+    zstd[(LEVEL)]             zstandard behind any of them
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from thrifty.spec.errors import ThriftyError, did_you_mean
+from thrifty.spec.formats import FORMATS, BlockFormat, block_format, uniform
+
+WHERE = "recipe.exchange.codec"
+
+
+@dataclass(frozen=True)
+class TopKStage:
+    """The share `density` largest magnitudes of each chunk, with indices in Elias-Fano code."""
+
+    density: float
+    chunk: int = 4096
+
+
+@dataclass(frozen=True)
+class RandomKStage:
+    """One value of every run of `every`, at a place drawn from the seed; nothing else is sent."""
+
+    every: int
+
+
+@dataclass(frozen=True)
+class BlocksStage:
+    """Codes in a block format."""
+
+    format: BlockFormat
+    block: int
+
+
+@dataclass(frozen=True)
+class ZstdStage:
+    """zstandard, or the bytes as they are where it does not shorten them: one byte says which."""
+
+    level: int = 1
+
+
+Stage = TopKStage | RandomKStage | BlocksStage | ZstdStage
+
+
+def _blocks(name: str) -> BlocksStage:
+    form = block_format(name)
+    return BlocksStage(form, form.block)
+
+
+def _uniform(step: float) -> BlocksStage:
+    form = uniform(step)
+    return BlocksStage(form, form.block)
+
+
+_MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by name: maker, arguments, how many it needs
+    "topk": (TopKStage, (float, int), 1),
+    "randomk": (RandomKStage, (int,), 1),
+    "uniform": (_uniform, (float,), 1),
+    "zstd": (ZstdStage, (int,), 0),
+}
+NAMES = (*_MADE, *(name for name in FORMATS if name != "uniform"))
+_STAGE = re.compile(r"([a-z0-9_]+)\s*(?:\(([^()]*)\))?")
+
+
+def stages_of(text: str) -> tuple[Stage, ...]:
+    """The stages of a codec that is written as text.
+
+    Raises:
+        ThriftyError: not a codec: says which stage, and the nearest name.
+    """
+    return tuple(_stage(part.strip()) for part in text.split("+"))
+
+
+def _stage(text: str) -> Stage:
+    found = _STAGE.fullmatch(text.lower())
+    name = found.group(1) if found else text
+    if found is None or name not in NAMES:
+        raise ThriftyError(f"no codec {text!r}", where=WHERE, hint=did_you_mean(name, list(NAMES)))
+    given = [one.strip() for one in (found.group(2) or "").split(",") if one.strip()]
+    if name not in _MADE:
+        if given:
+            raise ThriftyError(f"{name} takes nothing in brackets", where=WHERE, hint=f"write {name}")
+        return _blocks(name)
+    maker, kinds, needed = _MADE[name]
+    if not needed <= len(given) <= len(kinds):
+        told = "nothing" if not kinds else f"{needed} to {len(kinds)} numbers" if needed < len(kinds) else f"{needed}"
+        raise ThriftyError(f"{text!r}: {name} takes {told} in brackets", where=WHERE, hint=EXAMPLE)
+    try:
+        return maker(*(kind(Fraction(one)) for kind, one in zip(kinds, given, strict=False)))
+    except (ValueError, ZeroDivisionError):
+        raise ThriftyError(f"{text!r}: not a number in brackets", where=WHERE, hint=EXAMPLE) from None
+
+
+EXAMPLE = "e.g. topk(1/64) + means2 + zstd"

@@ -1,0 +1,20 @@
+"""Codecs by their text."""
+
+from __future__ import annotations
+
+import pytest
+
+from thrifty.compress import Blockwise, Codec, RandomK, TopK, Zstd, chain, codec_of, uniform
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [
+        ("topk(1/64) + means2 + zstd", chain(TopK(1 / 64), Blockwise(2), Zstd())),
+        ("randomk(64)", chain(RandomK(64))),
+        ("int4", chain(Blockwise(4))),
+        ("uniform(0.5)+zstd(3)", chain(Blockwise(uniform(0.5)), Zstd(3))),
+    ],
+)
+def test_a_text_is_the_codec_that_code_would_make(text: str, codec: Codec) -> None:
+    assert codec_of(text).descriptions() == codec.descriptions()
