@@ -210,7 +210,7 @@ MOE = plan(DEEPSEEK, "8xh100", layout={"shard": 8})
 KEPT = "recipe.layout.reshard_after_forward"
 OVERLAP = {"tensor_overlap": True, "tensor": 2, "shard": 32}
 REFUSED: list[tuple[str, Plan, str]] = [
-    *[(target, changed(FSDP, exchange={"bits": 2.0}), "recipe.exchange.bits") for target in SOFTWARE],
+    *[(target, changed(FSDP, exchange={"codec": "means2"}), "recipe.exchange.codec") for target in SOFTWARE],
     *[(target, changed(FSDP, exchange={"local_steps": 30}), "recipe.exchange.local_steps") for target in SOFTWARE],
     *[(target, MOE, "job.model.experts") for target in ("deepspeed", "accelerate")],
     *[(target, TP, "recipe.layout.pipeline") for target in ("deepspeed", "accelerate")],

@@ -114,15 +114,18 @@ def test_levers_that_change_the_numbers_are_closed_until_opened() -> None:
         return {
             "precision": {one.precision for one in found},
             "state_bits": {one.optimizer.state_bits for one in found},
-            "bits": {one.exchange.bits for one in found},
+            "codec": {one.exchange.codec for one in found},
             "local_steps": {one.exchange.local_steps for one in found},
         }
 
-    plain = {"precision": {"fp32", "bf16"}, "state_bits": {32}, "bits": {None}, "local_steps": {1}}
+    plain = {"precision": {"fp32", "bf16"}, "state_bits": {32}, "codec": {None}, "local_steps": {1}}
     assert all(values(software) == plain for software in RUNS)
     assert values("megatron", "lowbit")["precision"] == {"fp32", "bf16", "fp8"}
     assert values("megatron", "optimizer8bit")["state_bits"] == {32, 16, 8}
-    assert values("torchtitan", "compression", "localsteps") == plain | {"bits": {None, 8}, "local_steps": {1, 10, 100}}
+    assert values("torchtitan", "compression", "localsteps") == plain | {
+        "codec": {None, "fp8_e4m3"},
+        "local_steps": {1, 10, 100},
+    }
     given = {"optimizer": {"state_bits": 32}}
     assert {o.optimizer.state_bits for o in space.levers(base("megatron"), cluster(), given, ["optimizer8bit"])} == {32}
 

@@ -70,7 +70,10 @@ def test_where_nothing_plain_fits_it_says_so() -> None:
 
 def test_levers_that_change_the_numbers_say_so() -> None:
     one, on = job("llama-3-8b"), cluster("16xh100")
-    islands = {"layout": {"island": 2, "shard": 8}, "exchange": {"dtype": "bf16", "bits": 8, "local_steps": 16}}
+    islands = {
+        "layout": {"island": 2, "shard": 8},
+        "exchange": {"dtype": "bf16", "codec": "fp8_e4m3", "local_steps": 16},
+    }
     recipe = {"software": "torchtitan", "batch": {"sequences": 256, "micro_sequences": 1}, "recompute": "full"}
     plan = plan_of(one, on, Recipe.model_validate(recipe | islands))
     risks = {row.lever: row.risk for row in waterfall(plan).rows}

@@ -91,7 +91,12 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
         (job(), recipe({"tensor": 2, "tensor_overlap": True}, software="nanotron"), "tensor_overlap", "not True"),
         (job(), recipe(compile=True), "compile", "Megatron-LM runs compile False"),
         (job(), recipe(optimizer={"state_bits": 4}), "state_bits", "32 or 16 or 8, not 4"),
-        (job(), recipe(exchange={"bits": 8}, software="accelerate"), "exchange.bits", "runs exchange.bits none"),
+        (
+            job(),
+            recipe(exchange={"codec": "int8"}, software="accelerate"),
+            "exchange.codec",
+            "runs exchange.codec none",
+        ),
         (job(), recipe(exchange={"local_steps": 8}), "exchange.local_steps", "local_steps 1, not 8"),
         (job(), recipe(precision="fp8", software="thrifty"), "precision", "the trainer runs precision fp32 or bf16"),
         (
@@ -129,7 +134,7 @@ def test_a_recipe_that_cannot_run_is_refused(wanted, how, key, what):
         (job(), recipe({"pipeline": 2, "schedule": "gpipe", "tensor": 2}, software="nanotron")),
         (
             job(),
-            recipe({"island": 2, "shard": 2}, software="torchtitan", exchange={"bits": 8, "local_steps": 10}),
+            recipe({"island": 2, "shard": 2}, software="torchtitan", exchange={"codec": "fp8_e4m3", "local_steps": 10}),
         ),
         (job(kind="encoder"), recipe({"tensor": 2})),
         (job(), recipe({"tensor": 8})),  # more ranks than key heads, which are then repeated

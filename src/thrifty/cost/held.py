@@ -287,6 +287,18 @@ def _sizes(
     return _Block(sum(whole for whole, _ in parts), shard, matrices, len(items))
 
 
+def kept_sizes(
+    named: Sequence[Named], shape: ModelShape, tensor: int, sharing: int, at: tuple[int, int]
+) -> tuple[int, ...]:
+    """Elements of each tensor of a dense model that one rank of this project's trainer keeps.
+
+    Args:
+        sharing: ranks that share states.
+        at: the rank's number among the tensor ranks and among those that share.
+    """
+    return tuple(_measure(item, shape, tensor, 1, sharing, sharing, "thrifty", at)[1] for item in named)
+
+
 def _measure(
     item: Named, shape: ModelShape, tensor: int, expert: int, ranks: int, expert_ranks: int, software: str,
     at: tuple[int, int],

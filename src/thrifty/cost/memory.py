@@ -12,7 +12,7 @@ pass, at the end of the backward pass, and in the optimizer step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from thrifty.cost.activations import (
     working_bytes_per_token,
 )
 from thrifty.cost.compute import ELEMENT_BYTES
+from thrifty.cost.crossing import state_bytes
 from thrifty.cost.habits import HABITS, Habits
 from thrifty.cost.held import FSDP, Held, States, held, states
 from thrifty.cost.stages import own_runs
@@ -62,8 +63,14 @@ class Memory:
 def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
     if recipe.software == "thrifty" and recipe.layout.pipeline == 1:
-        return _own(job, cluster, recipe)
-    return _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
+        found = _own(job, cluster, recipe)
+    else:
+        found = _fullest(_asked(job, cluster, recipe), HABITS[recipe.software])
+    if not recipe.exchange.between_islands or recipe.layout.island == 1:
+        return found
+    more = state_bytes(recipe.exchange, int(found.gradients / 4), recipe.layout.island)
+    terms = {name: getattr(found, name) + more for name in ("communication", "peak", "reserved")}
+    return replace(found, **terms)
 
 
 def by_stage(job: Job, cluster: Cluster, recipe: Recipe, habits: Habits | None = None) -> list[Memory]:
@@ -377,7 +384,7 @@ def _moments(piece: Held, recipe: Recipe, element: int) -> _Moments:
     head = 4.0 * piece.head
     # A chunk's part of it, and on one rank the head cast to the compute dtype.
     chunk = float(element * piece.head)
-    if recipe.layout.ranks == 1:
+    if recipe.ranks_together == 1:
         casts = float(element * len(piece.layers) * piece.matrices) if element == 2 else 0.0
         now = chunk if element == 2 else 0.0
         return _Moments(loss=casts + head + chunk + now, block=casts + head, end=0.0, buffers=0.0)

@@ -5,10 +5,12 @@ exposed   max(0, traffic - the computation that it can hide behind), and the fir
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
+from thrifty.cost.crossing import by_block
 from thrifty.cost.held import sharing_ranks
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.pipeline import bubble_seconds, idle_seconds, least_idle_seconds, part_seconds
@@ -79,12 +81,15 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     waiting = sum(waits.values())
     layers = max(1, -(-job.model.layers // layout.pipeline))
     gathered = times if layout.pipeline == 1 else 1  # a stage gathers and reduces once a step
-    exposed = _exposed(sent, stage.block_forward, stage.block_backward, layers, gathered, rank)
+    apart = [one for one in sent if one.axis == "island" and recipe.exchange.between_islands]
+    near = tuple(one for one in sent if one not in apart)
+    exposed = _exposed(near, stage.block_forward, stage.block_backward, layers, gathered, rank)
+    exposed += _crossing(recipe, apart, stage.block_backward, layers, sum(computed))
     exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
     held = sum(unit.elements * unit.number for unit in found)
     owned = sum(unit.shard * unit.number for unit in found) if layout.zero else held
-    sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and layout.ranks > 1 else 0.0
+    sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and recipe.ranks_together > 1 else 0.0
     tensors = counts(job.model, sharing_ranks(layout, recipe.software)).tensors / layout.pipeline
     updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
     optimizer = rank.profile.update * (updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded))
@@ -235,7 +240,7 @@ def _parameter_handling(job: Job, recipe: Recipe, rank: Rank, found: tuple[Unit,
     layout, element = recipe.layout, ELEMENT_BYTES[recipe.precision]
     sharing = sharing_ranks(layout, recipe.software)
     held: Counts = counts(job.model, sharing)
-    if layout.ranks == 1:
+    if recipe.ranks_together == 1:
         cast = 2 * 6 * held.in_matmuls if element == 2 else 0  # weights to bf16, their gradients back
         added = 12 * held.total if recipe.accumulation > 1 else 0
         return (cast + added) / rank.bandwidth
@@ -248,6 +253,27 @@ def _parameter_handling(job: Job, recipe: Recipe, rank: Rank, found: tuple[Unit,
     copied = gathers * 2 * element * size + (element + 2 * ELEMENT_BYTES[recipe.exchange.dtype]) * size
     host = constants.SHARDING_HOST_SECONDS * (gathers + 1) * (held.layers + 1) if rank.kind == "cpu" else 0.0
     return (copied + 12 * shard) / rank.bandwidth + host
+
+
+def _crossing(recipe: Recipe, sent: Sequence[Collective], block_backward: float, layers: int, computed: float) -> float:
+    """Seconds that a step waits for islands that exchange in a way of their own.
+
+    Gradients of a block cross as soon as they are there, one block after the other, behind the backward pass of the
+    last microbatch; the root's come last. Parameters that moved in several local steps are waited for, but for what
+    goes on behind the steps of the delay.
+    """
+    if not sent:
+        return 0.0
+    steering = constants.STEERING_MESSAGES * max(one.latency for one in sent) / recipe.exchange.local_steps
+    if not by_block(recipe.layout, recipe.exchange.local_steps):
+        behind = recipe.exchange.delay_steps * computed
+        total = sum(one.seconds * one.count for one in sent)
+        return max(0.0, total - behind / recipe.exchange.local_steps) + steering
+    seconds = {unit: sum(one.seconds for one in sent if one.unit == unit) for unit in ("block", "root")}
+    end = 0.0
+    for done in range(1, layers + 1):
+        end = max(end, done * block_backward) + seconds["block"]
+    return max(end, layers * block_backward) + seconds["root"] - layers * block_backward + steering
 
 
 def _exposed(

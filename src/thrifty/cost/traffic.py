@@ -15,12 +15,16 @@ from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.held import sharing_ranks
+from thrifty.cost.crossing import exchanged
+from thrifty.cost.exchange import Message, messages
+from thrifty.cost.held import held, sharing_ranks
+from thrifty.cost.payload import bits_per_value
 from thrifty.cost.profiles import profile
 from thrifty.cost.share import Share, of_all, of_one
 from thrifty.cost.stages import own_runs
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
+from thrifty.spec.codec import stages_of
 from thrifty.spec.job import Job, ModelShape
 from thrifty.spec.recipe import Exchange, Layout, Recipe
 
@@ -160,7 +164,50 @@ def collectives(
     else:
         share = of_one(job.model, recipe.layout, recipe.software, runs, dict(place))
     moved = _activations(job.model, share, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
-    return (*_data_parallel(share, sharing_ranks(recipe.layout, recipe.software), recipe.exchange, *asked), *moved)
+    inside = _data_parallel(share, sharing_ranks(recipe.layout, recipe.software), recipe.exchange, *asked)
+    if recipe.layout.island == 1 or not recipe.exchange.between_islands:
+        return *inside, *moved
+    return *inside, *_between_islands(job.model, recipe, share, runs, place, dict(rings)["island"], shares[:2]), *moved
+
+
+def _between_islands(
+    shape: ModelShape, recipe: Recipe, share: Share, runs: tuple[range, ...] | None, place: Mapping[str, int] | None,
+    ring: Hop, shares: tuple[float, float],
+) -> tuple[Collective, ...]:  # fmt: skip
+    """What islands send each other where that is encoded, or only every so many steps."""
+    layout, exchange, islands = recipe.layout, recipe.exchange, recipe.layout.island
+    stages = stages_of(exchange.codec) if exchange.codec else ()
+    often = 1 / exchange.local_steps
+    if recipe.software != "thrifty":
+        element = ELEMENT_BYTES[exchange.dtype]
+        sent = [(u, u.elements if layout.zero == 0 else u.shard) for u in share.units]
+        sizes = [(u, bits_per_value(stages, (int(size),)) / 8 * size if stages else element * size) for u, size in sent]
+        return tuple(
+            collective("all_reduce", u.name, "step", "island", size, u.number * often, ring, islands, shares)
+            for u, size in sizes
+        )
+    if place is None:
+        pieces = held(shape, layout, "thrifty", runs)
+        at = (max(range(len(pieces)), key=lambda stage: pieces[stage].shard), 0, 0)
+    else:
+        at = (place["pipeline"], place["tensor"], place["shard"] * layout.context + place["context"])
+    rank = place["island"] if place is not None else 0
+    return tuple(
+        _message(m, u.name, u.number * often, ring, islands, shares)
+        for u in exchanged(shape, layout, exchange.local_steps, runs, at)
+        for m in messages(stages, u.numels, islands, rank=rank)
+    )
+
+
+def _message(
+    sent: Message, unit: str, count: float, ring: Hop, islands: int, shares: tuple[float, float]
+) -> Collective:
+    share = shares[ring.link != "intra_node"]
+    seconds = ring.latency + sent.sent_bytes / (ring.bandwidth * share)
+    return Collective(
+        sent.kind, unit, "step", "island", islands, sent.payload_bytes, sent.sent_bytes, count, ring.link,
+        ring.latency, seconds,
+    )  # fmt: skip
 
 
 Rings = tuple[tuple[Axis, Hop], ...]
@@ -199,9 +246,8 @@ def _data_parallel(
             times = unit.number * (accumulation if layout.zero == 2 else 1)
             add("reduce_scatter", unit.name, "step", "shard", size * reduced, times)
             add("all_gather", unit.name, "step", "shard", size / n * compute, unit.number)
-        if layout.island > 1:
-            crossing = (size if layout.zero == 0 else shard) * (exchange.bits / 8 if exchange.bits else reduced)
-            add("all_reduce", unit.name, "step", "island", crossing, unit.number / exchange.local_steps)
+        if layout.island > 1 and not exchange.between_islands:
+            add("all_reduce", unit.name, "step", "island", (size if layout.zero == 0 else shard) * reduced, unit.number)
     if layout.pipeline > 1:
         path = ring["pipeline"]
         if share.tied:

@@ -20,6 +20,7 @@ def shard(
     precision: str = "fp32",
     exchange_dtype: str = "fp32",
     reshard_after_forward: bool = True,
+    islands_apart: bool = False,
 ) -> None:
     """Shards each block, then the rest of the model as one unit (embedding, last norm, head), in place.
 
@@ -30,6 +31,7 @@ def shard(
         mesh: with axes `island`, `shard` and `context`; the model's parameters may still be on the meta device.
         blocks: the units that are gathered one at a time.
         exchange_dtype: in which gradients are reduced.
+        islands_apart: leave the island axis out: what crosses it is not this module's.
     """
     exchange = _DTYPES[exchange_dtype]
     # fp64 models, which only tests train, are gathered and reduced as they are.
@@ -38,7 +40,7 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     # One island needs the one-dimensional mesh: the two-dimensional one would all-reduce in a group of one.
     data_mesh = sharing(mesh)
-    if mesh["island"].size() > 1:
+    if mesh["island"].size() > 1 and not islands_apart:
         data_mesh = DeviceMesh._concatenate([mesh["island"], data_mesh])
     for block in blocks:
         fully_shard(block, mesh=data_mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)

@@ -11,7 +11,7 @@ from thrifty.cost.run import estimate
 from thrifty.planner import other_software, space
 from thrifty.planner.measured import measured_saving, told_measured
 from thrifty.planner.pool import TOO_SLOW, Pool, price
-from thrifty.planner.space import LOCAL_STEPS, Candidate, Tree, at
+from thrifty.planner.space import CODECS, LOCAL_STEPS, Candidate, Tree, at
 from thrifty.spec import legal, units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
@@ -23,7 +23,7 @@ from thrifty.spec.software import RUNS
 LADDERS: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16", "fp8", "nvfp4"),
     "optimizer.state_bits": (32, 16, 8, 4),
-    "exchange.bits": (None, 8),
+    "exchange.codec": CODECS,
     "exchange.local_steps": (1, *LOCAL_STEPS),
     "compile": (False, True),
 }

@@ -37,10 +37,11 @@ CROSSES = "tensor would cross nodes"
 OPTIONAL = {
     "lowbit": ("precision", "matrix products in fp8 or nvfp4"),
     "optimizer8bit": ("optimizer.state_bits", "optimizer states in 16 or 8 bits"),
-    "compression": ("exchange.bits", "gradients compressed between islands"),
+    "compression": ("exchange.codec", "gradients compressed between islands"),
     "localsteps": ("exchange.local_steps", "islands that exchange only every so many steps"),
 }
 LOCAL_STEPS = (10, 100)
+CODECS = tuple(dict.fromkeys(codec for runs in RUNS.values() for codec in runs.codecs))  # plainest first
 
 
 class Grid(NamedTuple):
@@ -331,12 +332,12 @@ def levers(base: Recipe, cluster: Cluster, given: Tree, opened: Collection[str] 
             precision,
             on,
             base.optimizer if bits is None else base.optimizer.model_copy(update={"state_bits": bits}),
-            base.exchange.model_copy(update={"bits": sent or base.exchange.bits, "local_steps": steps}),
+            base.exchange.model_copy(update={"codec": sent or base.exchange.codec, "local_steps": steps}),
         )
         for precision in precisions(cluster, given) + more.get("precision", [])
         for on in compiled
         for bits in [None, *more.get("optimizer.state_bits", [])]
-        for sent in [None, *more.get("exchange.bits", [])]
+        for sent in [None, *more.get("exchange.codec", [])]
         for steps in [base.exchange.local_steps, *more.get("exchange.local_steps", [])]
     ]
 
@@ -349,7 +350,7 @@ def beyond_plain(lever: str, cluster: Cluster, software: str) -> list[Any]:
     if lever == "optimizer8bit":
         return [bits for bits in runs.state_bits if bits < 32]
     if lever == "compression":
-        return [bits for bits in runs.exchange_bits if bits is not None]
+        return [codec for codec in runs.codecs if codec is not None]
     return list(LOCAL_STEPS) if runs.local_steps else []
 
 

@@ -231,6 +231,15 @@ def _inner(noun: str, name: str, label: str, risk: Callable[[Recipe], str]) -> _
     return _Lever(label, change, show, risk)
 
 
+def _exchange(names: tuple[str, ...], label: str, risk: str) -> _Lever:
+    """A lever of what islands send each other: it is named by its first field, and takes the others along."""
+
+    def change(state: Recipe, pick: Recipe) -> dict[str, Any]:
+        return {"exchange": state.exchange.model_copy(update={name: getattr(pick.exchange, name) for name in names})}
+
+    return _Lever(label, change, lambda recipe: str(getattr(recipe.exchange, names[0]) or "none"), lambda _: risk)
+
+
 def _layout_change(state: Recipe, pick: Recipe) -> dict[str, Any]:
     """The pick's axes; whether gathered parameters are kept is a lever of its own."""
     kept = state.layout.reshard_after_forward if pick.layout.shard > 1 else pick.layout.reshard_after_forward
@@ -286,19 +295,15 @@ _LEVERS: tuple[_Lever, ...] = (
         "optimizer", "state_bits", "optimizer bits", lambda _: "rounds AdamW's moments by blocks (arXiv:2110.02861)"
     ),
     _inner("exchange", "dtype", "exchange", lambda _: "rounds gradients before they are summed"),
-    _inner(
-        "exchange",
-        "bits",
+    _exchange(
+        ("codec", "feedback", "decay", "residual", "warmup_steps"),
         "compression",
-        lambda _: "loses part of each gradient, which error feedback sends later; measure the loss",
+        "loses part of each gradient, which error feedback sends later; measure the loss",
     ),
-    _inner(
-        "exchange",
-        "local_steps",
+    _exchange(
+        ("local_steps", "outer_lr", "outer_momentum", "fragments", "delay_steps", "alpha"),
         "local steps",
-        lambda _: (
-            "changes the optimisation: islands drift apart between exchanges (arXiv:2311.08105); measure the loss"
-        ),
+        "changes the optimisation: islands drift apart between exchanges (arXiv:2311.08105); measure the loss",
     ),
     _inner(
         "checkpoint",

@@ -242,10 +242,14 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
                 yield Illegal(f"recipe.{name}", f"{what} allow", hint, kind)
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
-    if exchange.bits not in runs.exchange_bits:
-        yield _not_run(runs, "exchange.bits", "exchange.bits", exchange.bits, runs.exchange_bits)
+    if exchange.codec not in runs.codecs and not runs.any_codec:
+        yield _not_run(runs, "exchange.codec", "exchange.codec", exchange.codec, runs.codecs)
     if exchange.local_steps > 1 and not runs.local_steps:
         yield _not_run(runs, "exchange.local_steps", "exchange.local_steps", exchange.local_steps, (1,))
+    if exchange.between_islands and recipe.layout.island == 1 and recipe.software == "thrifty":
+        key, off = ("codec", "none") if exchange.codec else ("local_steps", "1")
+        what = f"exchange.{key} is for what islands send each other, and the layout has one island"
+        yield Illegal(f"recipe.exchange.{key}", what, f"use layout.island above 1, or {key}: {off}", what)
     if recipe.layout.tensor > 1 and recipe.layout.tensor_overlap and runs.overlap_needs_compile and not recipe.compile:
         what = f"{runs.called} overlaps tensor-parallel traffic in compiled blocks only"
         yield Illegal("recipe.compile", what, "use compile: true, or tensor_overlap: false", what)

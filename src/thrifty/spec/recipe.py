@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from thrifty.spec.codec import stages_of
+from thrifty.spec.errors import ThriftyError
 from thrifty.spec.figure import Count, Noun, Number, PositiveCount, Ratio
 
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
+
+
+def _known_codec(text: str) -> str:
+    """The text in its usual spelling.
+
+    Raises:
+        ValueError: no codec.
+    """
+    try:
+        stages_of(text)
+    except ThriftyError as error:
+        raise ValueError(f"{error.what}; {error.hint}") from None
+    return " + ".join(part.strip().lower() for part in text.split("+"))
 
 
 class Layout(Noun):
@@ -107,14 +122,53 @@ class Exchange(Noun):
     """How gradients cross between ranks.
 
     Attributes:
-        dtype: of gradients while they are reduced.
-        bits: that a gradient value takes between islands once compressed, all told; none = not compressed.
+        dtype: of gradients while they are reduced, inside islands; between them too, in an all-reduce of every step.
+        codec: of what islands send each other, as text (`spec.codec`), e.g. `topk(1/64) + means2`; none = not
+            compressed.
+        feedback: what a codec lost is sent later: `classic` error feedback, `ef21` (Richtarik et al. 2021,
+            arXiv:2106.05203), or `none`.
+        decay: of what was lost, each time; below 1 it also takes the place of outer momentum (arXiv:2508.15706).
+        residual: number format in which it is stored.
+        warmup_steps: exchanges that are not compressed yet.
         local_steps: optimizer steps of an island between two exchanges with the others (DiLoCo, arXiv:2311.08105).
+            Then islands exchange how far their parameters moved, and an outer optimizer takes the mean as its gradient.
+        outer_lr: of the outer optimizer; 1 with momentum 0 averages the islands.
+        outer_momentum: Nesterov's.
+        fragments: parts of the model that are exchanged in turn, each every `local_steps` (arXiv:2501.18512).
+        delay_steps: that training goes on before the result of an exchange is put in.
+        alpha: share of its own parameters that an island keeps then.
     """
 
     dtype: Literal["fp32", "bf16"] = "fp32"
-    bits: Annotated[Number, Field(gt=0, le=32)] | None = None
+    codec: Annotated[str, AfterValidator(_known_codec)] | None = None
+    feedback: Literal["classic", "ef21", "none"] = "classic"
+    decay: Annotated[Ratio, Field(gt=0, le=1)] = 1.0
+    residual: Literal["fp32", "bf16", "int8"] = "fp32"
+    warmup_steps: Annotated[Count, Field(ge=0)] = 0
     local_steps: PositiveCount = 1
+    outer_lr: Positive = 0.7
+    outer_momentum: Annotated[Ratio, Field(ge=0, lt=1)] = 0.9
+    fragments: PositiveCount = 1
+    delay_steps: Annotated[Count, Field(ge=0)] = 0
+    alpha: Annotated[Ratio, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def between_islands(self) -> bool:
+        """Whether islands exchange otherwise than by an all-reduce of every step's gradients."""
+        return self.codec is not None or self.local_steps > 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fragments > self.local_steps or self.delay_steps >= self.local_steps > 1:
+            raise ValueError(
+                f"local_steps {self.local_steps} leave no time for fragments {self.fragments} and "
+                f"delay_steps {self.delay_steps}: as many fragments at most, and a shorter delay"
+            )
+        if self.feedback == "ef21" and self.decay < 1:
+            raise ValueError(f"feedback ef21 has no decay, which is {self.decay:g}; use decay 1, or feedback classic")
+        if self.delay_steps and self.local_steps == 1:
+            raise ValueError(f"delay_steps {self.delay_steps} goes with local_steps above 1; leave it at 0")
+        return self
 
 
 class Evaluation(Noun):
@@ -169,6 +223,11 @@ class Recipe(Noun):
     compile: bool = False
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+
+    @property
+    def ranks_together(self) -> int:
+        """Ranks that the sharding code joins: all, or one island's where islands exchange in a way of their own."""
+        return self.layout.ranks // (self.layout.island if self.exchange.between_islands else 1)
 
     @property
     def accumulation(self) -> int:

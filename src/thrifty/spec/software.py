@@ -14,7 +14,7 @@ class Runs:
         axes: of the layout, that may exceed 1; with `island`, islands shard by themselves.
         zero: what its shard axis can divide (`Layout.zero`); `zero_in_pipelines` the same beside pipeline stages.
         tensor_overlap: tensor-parallel traffic hidden behind products; `overlap_needs_compile` in compiled blocks only.
-        exchange_bits: of a gradient value between islands; none = not compressed.
+        codecs: between islands, that plans may propose; none = not compressed. `any_codec`: others too, if asked for.
         local_steps: islands that exchange only every so many steps.
         kinds, experts, latent: shapes of models.
     """
@@ -30,7 +30,8 @@ class Runs:
     recompute: tuple[str, ...] = ("none", "full")
     compile: bool = False
     state_bits: tuple[int, ...] = (32,)
-    exchange_bits: tuple[float | None, ...] = (None,)
+    codecs: tuple[str | None, ...] = (None,)
+    any_codec: bool = False
     local_steps: bool = False
     kinds: tuple[str, ...] = ("decoder",)
     experts: bool = False
@@ -47,6 +48,9 @@ RUNS = {
         schedules=("gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"),
         recompute=("none", "selective", "full"),
         compile=True,
+        codecs=(None, "int8", "int4", "topk(1/64) + means2"),
+        any_codec=True,
+        local_steps=True,
     ),
     # FSDP2 with HSDP, TP (asynchronous in compiled blocks), CP, EP; torch.distributed.pipelining's schedules; float8
     # and MX training by torchao; bf16 Adam states; semi-synchronous training through torchft, fp8 on the wire.
@@ -62,7 +66,7 @@ RUNS = {
         recompute=("none", "selective", "full"),
         compile=True,
         state_bits=(32, 16),
-        exchange_bits=(None, 8),
+        codecs=(None, "fp8_e4m3"),
         local_steps=True,
         experts=True,
         latent=True,

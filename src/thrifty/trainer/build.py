@@ -33,6 +33,7 @@ class Built:
         norm_groups: process groups whose ranks hold different parts of the gradients.
         pipeline: runs the forward and backward passes where the model is in stages.
         tied: this rank's copies of an embedding that is in two stages.
+        mesh: the ranks as a grid, where there are several.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Built:
     norm_groups: list[Any] = field(default_factory=list)
     pipeline: Pipeline | None = None
     tied: Tied | None = None
+    mesh: DeviceMesh | None = None
 
     @property
     def counted_elsewhere(self) -> tuple[nn.Parameter, ...]:
@@ -62,7 +64,7 @@ def build(job: Job, recipe: Recipe, world: World, stages: Sequence[range] | None
     mine = parts_of(job.model.layers, layout, world.rank, stages)
     parts = [(part, _part(job, recipe, world, mesh, part)) for part in mine]
     model = parts[0][1] if len(parts) == 1 else Chunks([module for _, module in parts])
-    built = Built(model, build_optimizer(model, recipe.optimizer))
+    built = Built(model, build_optimizer(model, recipe.optimizer), mesh=mesh)
     if mesh is None:
         return built
     built.norm_groups = [mesh.get_group(axis) for axis in ("tensor", "pipeline") if mesh[axis].size() > 1]
@@ -123,7 +125,8 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> 
     if recipe.compile:
         for block in model.blocks.children():
             block.compile()
-    if mesh is not None and layout.data_ranks * layout.context > 1:
+    apart = recipe.exchange.between_islands
+    if mesh is not None and (layout.shard if apart else layout.data_ranks) * layout.context > 1:
         shard(
             model,
             mesh,
@@ -132,6 +135,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, recipe: Recipe) -> 
             exchange_dtype=recipe.exchange.dtype,
             # A stage passes its blocks many times in a step and keeps them gathered meanwhile.
             reshard_after_forward=layout.reshard_after_forward and layout.pipeline == 1,
+            islands_apart=apart,
         )
 
 
@@ -141,6 +145,7 @@ def passes(
     scale: float,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
     around: Around | None = None,
+    before_last: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Forward and backward passes of all microbatches of a step; gradients of scale x the sum of losses are added up.
 
@@ -148,6 +153,7 @@ def passes(
         batches: tokens and targets of each, (micro_sequences, length).
         forward: in place of the model's own, where there is no pipeline.
         around: see `Pipeline.step`.
+        before_last: called before the last microbatch's, where there is no pipeline.
 
     Returns:
         The loss of each microbatch, a sum over targets, on the ranks that know it.
@@ -158,6 +164,8 @@ def passes(
     losses = []
     for i, (tokens, targets) in enumerate(batches):
         set_last_microbatch(built.model, i == len(batches) - 1)
+        if i == len(batches) - 1:
+            before_last()
         loss = (forward or built.model)(tokens, targets)
         (loss * scale).backward()
         losses.append(loss.detach())

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.units import show
@@ -36,8 +37,8 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Parameters and optimizer tensors by unsharded name; the tensors themselves, not copies."""
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -185,6 +186,12 @@ class Checkpoints:
                 "every checkpoint is damaged:\n  " + "\n  ".join(found), where=str(self.folder), hint=hint
             )
         return None if found is None else (found[0], found[1])
+
+    def stored(self, step: int) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint, whole and without memory."""
+        metadata = dcp.FileSystemReader(self.folder / f"step-{step:08d}").read_metadata()
+        found = ((name, one) for name, one in metadata.state_dict_metadata.items() if isinstance(one, TensorStorageMetadata))
+        return {name: torch.empty(one.size, dtype=one.properties.dtype, device="meta") for name, one in found}
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Fills the tensors in place from a checkpoint, whatever layout wrote it.

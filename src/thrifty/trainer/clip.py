@@ -27,7 +27,7 @@ def clip_gradients(
     gradients = [p.grad for p in parameters if p.grad is not None]
     repeated = {id(p.grad) for p in counted_elsewhere}
     local = [_local(g) for g in gradients if _local(g).numel()]
-    found = [(_local(g), _tensor_copies(g)) for g in gradients if _local(g).numel() and id(g) not in repeated]
+    found = [(_local(g), copies_of(g)) for g in gradients if _local(g).numel() and id(g) not in repeated]
     square = torch.zeros((), device=parameters[0].device)
     for copies in dict.fromkeys(copies for _, copies in found):
         norms = torch._foreach_norm([gradient for gradient, n in found if n == copies])
@@ -44,8 +44,8 @@ def _local(gradient: Tensor) -> Tensor:
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
-def _tensor_copies(gradient: Tensor) -> int:
-    """How many tensor ranks hold the same values."""
+def copies_of(gradient: Tensor) -> int:
+    """How many tensor ranks hold the same values of a parameter or its gradient."""
     if not isinstance(gradient, DTensor):
         return 1
     axes = zip(gradient.device_mesh.mesh_dim_names or (), gradient.placements, strict=True)

@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor
 from thrifty.cost.stages import stage_layers
 from thrifty.cost.timeline import most_kept, order
 from thrifty.data.loader import Samples
-from thrifty.data.prepare import Prepared, prepare
 from thrifty.data.tokenizer import Tokenizer
 from thrifty.optim.schedule import learning_rate
 from thrifty.parallel.count import TrafficCounter
@@ -33,10 +31,12 @@ from thrifty.trainer.build import Built, build, passes
 from thrifty.trainer.checkpoint import Checkpoints
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.export import export_ranks
+from thrifty.trainer.islands import Islands
 from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
 from thrifty.trainer.record import Record
 from thrifty.trainer.spent import usd_per_second
+from thrifty.trainer.start import prepare_data, restore, samples
 from thrifty.trainer.timeline import LATEST, Step, write_timeline
 from thrifty.trainer.world import World
 
@@ -57,6 +57,7 @@ class Run:
     record: Record
     limits: Limits
     peak: memory.Peak
+    islands: Islands | None = None
     step: int = 0
     tokens: int = 0  # fed, padding included
     evaluated_tokens: int = 0
@@ -86,19 +87,23 @@ def execute(
             the bill is written all the same where it is the export that fails.
     """
     with TrafficCounter(world.link_of, ignore=(world.control, world.writer)) as traffic, limits:
-        prepared = _prepare(plan, world, record.note)
-        train, val = _samples(plan, prepared)
+        prepared = prepare_data(plan, world, record.note)
+        train, val = samples(plan, prepared)
         memory.reset_peak(world.device)
         stages = stage_layers(plan.job, plan.cluster, plan.recipe) if plan.recipe.layout.pipeline > 1 else None
         built = build(plan.job, plan.recipe, world, stages)
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
-        base, start = _restore(world, built, checkpoints, record) if resume else (None, 0)
+        islands = None
+        if plan.recipe.exchange.between_islands and plan.recipe.layout.island > 1:
+            islands = Islands(built, plan.recipe)
+        base, start = restore(world, built, islands, checkpoints, record) if resume else (None, 0)
         record.begin(plan, world, prepared, resumed_from=start if resume else None)
         meter = Meter(plan, world, began, traffic, base, world.share(record.spent and record.spent.before))
         if record.spent is not None:
             record.spent.now = meter.spent
         run = Run(
-            plan, world, built, train, val, meter, checkpoints, record, limits, memory.Peak(world.device), step=start
+            plan, world, built, train, val, meter, checkpoints, record, limits, memory.Peak(world.device), islands,
+            step=start,
         )
         if base is not None:
             for name in ("tokens", "evaluated_tokens", "loss", "tokens_in_loss"):
@@ -120,52 +125,6 @@ def execute(
         return bill, stopped
 
 
-def _prepare(plan: Plan, world: World, notify: Callable[[str], None]) -> Prepared:
-    """Tokenises once a node; the other ranks find the result in the cache."""
-    problem: ThriftyError | None = None
-    prepared = None
-    if world.local_rank == 0:
-        try:
-            prepared = prepare(plan.job.data, notify=notify)
-        except ThriftyError as error:
-            problem = error
-    problems = [p for p in world.gather(problem) if p is not None]
-    if problems:
-        raise problems[0]
-    return prepared or prepare(plan.job.data, notify=lambda _: None)
-
-
-def _samples(plan: Plan, prepared: Prepared) -> tuple[Samples, Samples]:
-    job, batch = plan.job, plan.recipe.batch
-    vocabulary = prepared.tokenizer.vocab_size
-    if vocabulary > job.model.vocab_size:
-        raise ThriftyError(
-            f"the tokenizer has {vocabulary} ids, the model's vocab_size is {job.model.vocab_size}",
-            where="job.model.vocab_size",
-            hint=f"plan again with --set job.model.vocab_size={vocabulary} (or auto)",
-        )
-    train = Samples(prepared, "train", job.sequence_length, job.seed)
-    train.require(batch.sequences)
-    return train, Samples(prepared, "val", job.sequence_length, job.seed)
-
-
-def _restore(world: World, built: Built, checkpoints: Checkpoints, record: Record) -> tuple[dict[str, Any] | None, int]:
-    """Loads the newest good checkpoint; returns its ledger and its step."""
-    found = checkpoints.latest(record.note)
-    if found is None:
-        record.note("no checkpoint yet: starting from step 0")
-        record.truncate(0)
-        return None, 0
-    step, progress = found
-    checkpoint.allocate_state(built.optimizer)
-    checkpoints.load(step, checkpoint.state(built.model, built.optimizer))
-    if built.tied is not None:
-        built.tied.follow()
-    record.truncate(step)
-    record.note(f"resumed from step {step}")
-    return progress, step
-
-
 def _train(run: Run) -> str | None:
     """All steps that are left; returns why it stopped early, or None."""
     plan, recipe = run.plan, run.plan.recipe
@@ -177,7 +136,7 @@ def _train(run: Run) -> str | None:
         reason = _wants_to_stop(run)
         local_count = sum(int((targets != IGNORED).sum()) for _, targets, _ in batches) * run.world.counts_targets
         with run.meter.part("communication"):
-            targets_in_step, stop, busy = run.world.sum(local_count, reason is not None, run.checkpoints.busy)
+            targets_in_step, stop, busy = _agree(run, local_count, reason is not None)
         if stop:
             stopped = next(r for r in run.world.gather(reason) if r is not None)
             break
@@ -186,11 +145,15 @@ def _train(run: Run) -> str | None:
                 run.checkpoints.finish()
         _step(run, batches, int(targets_in_step))
         last = run.step == total
+        if last and run.islands is not None:
+            run.islands.finish()
         if last or (recipe.evaluation.every_steps and run.step % recipe.evaluation.every_steps == 0):
             evaluate(run)
             target = plan.job.target_loss
             if target is not None and run.loss is not None and run.loss <= target and not last:
                 stopped = f"target loss {target} reached"
+                if run.islands is not None:
+                    run.islands.settle()  # the parameters that reached it
                 break
         if not last and recipe.checkpoint.every_steps and run.step % recipe.checkpoint.every_steps == 0:
             save(run, asynchronous=recipe.checkpoint.asynchronous)
@@ -200,6 +163,20 @@ def _train(run: Run) -> str | None:
     if run.step not in run.world.share(run.checkpoints.steps()):
         save(run, asynchronous=False)
     return stopped
+
+
+def _agree(run: Run, local_count: int, stop: bool) -> tuple[float, float, float]:
+    """Targets of the step, whether any rank wants to stop, and whether any still writes a checkpoint.
+
+    Islands that train apart ask each other when they meet, not in every step.
+    """
+    world, mine = run.world, (stop, run.checkpoints.busy)
+    if not world.apart:
+        targets, stops, busy = world.sum(local_count, *mine)
+        return targets, stops, busy
+    (targets,) = world.sum_of_step(local_count)
+    stops, busy = world.sum(*mine) if run.step % run.plan.recipe.exchange.local_steps == 0 else (0.0, 1.0)
+    return targets, stops, busy
 
 
 def _wants_to_stop(run: Run) -> str | None:
@@ -244,9 +221,12 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
             finish()
         values = torch.stack(losses).tolist() if losses else []  # the one place where a GPU is waited for
     with run.meter.part("communication"):
+        if run.islands is not None:
+            run.islands.average_gradients()
         counted = sum(values) if run.world.counts_loss else 0.0
-        loss_sum, joules = run.world.sum(counted, run.meter.joules_of_rank())
-    run.meter.set_joules(joules)
+        loss_sum, joules = run.world.sum_of_step(counted, run.meter.joules_of_rank())
+    # Islands that train apart take each other to spend alike; the bill asks all.
+    run.meter.set_joules(joules * (recipe.layout.island if run.world.apart else 1))
     if not math.isfinite(loss_sum):
         _stop_on_non_finite(
             run, [first for value, (_, _, first) in zip(values, batches, strict=False) if not math.isfinite(value)]
@@ -263,6 +243,9 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
         if "gradients" not in run.memory:
             run.memory["gradients"] = memory.gradient_bytes(model)
         optimizer.zero_grad(set_to_none=True)
+    if run.islands is not None:
+        with run.meter.part("communication"):
+            run.islands.after_step()
     run.step += 1
     run.tokens += recipe.batch.sequences * run.plan.job.sequence_length
     seconds = time.perf_counter() - begin
@@ -275,7 +258,10 @@ def _step(run: Run, batches: list[tuple[Tensor, Tensor, int]], targets_in_step: 
 def _passes(run: Run, batches: list[tuple[Tensor, Tensor, int]], scale: float) -> list[Tensor]:
     """Forward and backward passes of all microbatches; their losses, on the ranks that know them."""
     pairs = [(tokens, targets) for tokens, targets, _ in batches]
-    losses = passes(run.built, pairs, scale, forward=partial(_forward, run), around=_count_first(run))
+    before_last = run.islands.expect_last if run.islands is not None else lambda: None
+    losses = passes(
+        run.built, pairs, scale, forward=partial(_forward, run), around=_count_first(run), before_last=before_last
+    )
     if run.built.pipeline is not None:
         _remember_first(run, run.built.pipeline)
     return losses
@@ -316,7 +302,7 @@ def _remember_first(run: Run, pipeline: Pipeline) -> None:
 
 
 def _stop_on_non_finite(run: Run, bad: list[int]) -> None:
-    sequences = [first for firsts in run.world.gather(bad) for first in firsts]
+    sequences = [first for firsts in run.world.gather_of_step(bad) for first in firsts]
     steps = run.checkpoints.steps()
     last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
     raise ThriftyError(
@@ -390,9 +376,10 @@ def save(run: Run, *, asynchronous: bool) -> None:
         }  # fmt: skip
         if not run.built.optimizer.state:
             checkpoint.allocate_state(run.built.optimizer)
-        run.checkpoints.save(
-            run.step, checkpoint.state(run.built.model, run.built.optimizer), progress, asynchronous=asynchronous
-        )
+        tensors = checkpoint.state(run.built.model, run.built.optimizer)
+        if run.islands is not None:
+            tensors, progress["islands"] = run.islands.saved(tensors)
+        run.checkpoints.save(run.step, tensors, progress, asynchronous=asynchronous)
     run.checkpoint_seconds = time.perf_counter() - begin
 
 
@@ -421,6 +408,8 @@ def _bill(run: Run, peak: float) -> Bill:
     run.memory["parameters"] = memory.parameter_bytes(model)
     run.memory["optimizer"] = memory.optimizer_bytes(run.built.optimizer)
     run.memory["communication"] = run.memory.get("communication", 0) + run.meter.traffic.largest_buffer_bytes
+    if run.islands is not None:
+        run.memory["communication"] += run.islands.kept_bytes()
     # The rest of the peak: interpreter, libraries, temporaries of single operations, and what the allocator keeps.
     run.memory["runtime"] = max(0.0, peak - sum(run.memory.values()))
     (joules,) = world.sum(run.meter.joules_of_rank())

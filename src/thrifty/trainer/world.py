@@ -25,6 +25,7 @@ class World:
 
     Attributes:
         island_nodes: nodes of one island of the cluster; none = all nodes are in one.
+        near: gloo group of the steering messages within an island, where islands take several steps by themselves.
     """
 
     rank: int
@@ -36,6 +37,12 @@ class World:
     writer: Any = None  # gloo group for checkpoints, which may be written while training goes on
     layout: Layout = ONE_RANK
     island_nodes: int | None = None
+    near: Any = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether each island takes its steps by itself, and meets the others now and then."""
+        return self.near is not None
 
     @property
     def data_ranks(self) -> int:
@@ -51,7 +58,7 @@ class World:
     @property
     def averaged_ranks(self) -> int:
         """Ranks over which sharding averages gradients that must be summed: each has other tokens."""
-        return self.layout.data_ranks * self.layout.context
+        return (self.layout.shard if self.apart else self.layout.data_ranks) * self.layout.context
 
     def own_tokens(self, x: torch.Tensor) -> torch.Tensor:
         """Of (sequences, length), the columns that this rank computes, where context ranks share sequences."""
@@ -77,15 +84,19 @@ class World:
         """Each value summed over all ranks, in float64, which is exact for counts below 2^53."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
+    def sum_of_step(self, *values: float) -> list[float]:
+        """Each value summed over the ranks that take an optimizer step together: all, or those of one island."""
+        return self._reduce(values, dist.ReduceOp.SUM, self.near)
+
     def max(self, *values: float) -> list[float]:
         """Each value's largest over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
-    def _reduce(self, values: tuple[float, ...], op: Any) -> list[float]:
+    def _reduce(self, values: tuple[float, ...], op: Any, group: Any = None) -> list[float]:
         if self.size == 1:
             return list(values)
         message = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(message, op=op, group=self.control)
+        dist.all_reduce(message, op=op, group=group or self.control)
         return message.tolist()
 
     def share(self, value: Any) -> Any:
@@ -98,10 +109,17 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
+        return self._gather(value, self.control)
+
+    def gather_of_step(self, value: Any) -> list[Any]:
+        """The values of the ranks that take an optimizer step together."""
+        return self._gather(value, self.near or self.control)
+
+    def _gather(self, value: Any, group: Any) -> list[Any]:
         if self.size == 1:
             return [value]
-        box: list[Any] = [None] * self.size
-        dist.all_gather_object(box, value, group=self.control)
+        box: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(box, value, group=group)
         return box
 
     def node_of(self, rank: int) -> int:
@@ -152,7 +170,15 @@ def join(plan: Plan) -> World:
         raise ThriftyError(what, where=f"{os.environ.get('MASTER_ADDR', 'localhost')}:{port}", hint=hint) from None
     control, writer = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
     island_nodes = plan.cluster.nodes // plan.cluster.islands
-    return World(rank, size, local_rank, local_size, device, control, writer, plan.recipe.layout, island_nodes)
+    near = near_group(plan.recipe.layout) if plan.recipe.exchange.local_steps > 1 else None
+    return World(rank, size, local_rank, local_size, device, control, writer, plan.recipe.layout, island_nodes, near)
+
+
+def near_group(layout: Layout) -> Any:
+    """The gloo group of this rank's island. All ranks call it."""
+    each = layout.ranks // layout.island  # the outermost axis: ranks of an island follow each other
+    ranks = [list(range(first, first + each)) for first in range(0, layout.ranks, each)]
+    return dist.new_subgroups_by_enumeration(ranks, backend="gloo")[0]
 
 
 def _device(plan: Plan, local_rank: int) -> torch.device:

@@ -77,9 +77,9 @@ def only_decoders(software: str, plan: Plan) -> None:
 def no_compressed_exchange(software: str, plan: Plan) -> None:
     """Refuses the two levers that none of the other trainers has."""
     exchange = plan.recipe.exchange
-    if exchange.bits is not None:
-        what = f"does not compress gradients to {exchange.bits:g} bits"
-        refuse(software, "recipe.exchange.bits", what, "plan again with --set recipe.exchange.bits=none")
+    if exchange.codec is not None:
+        what = f"does not compress gradients by {exchange.codec}"
+        refuse(software, "recipe.exchange.codec", what, "plan again with --set recipe.exchange.codec=none")
     if exchange.local_steps > 1:
         what = f"exchanges every step, not every {exchange.local_steps}"
         refuse(software, "recipe.exchange.local_steps", what, "plan again with --set recipe.exchange.local_steps=1")

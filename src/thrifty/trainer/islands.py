@@ -1,0 +1,208 @@
+"""What islands do about each other, where they do not all-reduce every step's gradients: built from a recipe.
+
+Either gradients are averaged over islands in every step, encoded; or each island takes several steps by itself and then
+all average how far their parameters have come (`compress.local`). Ranks of an island keep their own split of everything:
+a rank exchanges with those that have its place in the other islands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from thrifty.compress import AVERAGE, Exchange, Feedback, Identity, LocalSteps, Outer, Overlap, codec_of
+from thrifty.cost.crossing import by_block
+from thrifty.spec.recipe import Recipe
+from thrifty.trainer.build import Built
+from thrifty.trainer.clip import copies_of
+
+
+class Islands:
+    """The exchange of one rank with the other islands.
+
+    Attributes:
+        exchange: averages tensors over islands.
+        local: where islands take steps by themselves: for what tensor ranks split, and for what they hold whole.
+    """
+
+    def __init__(self, built: Built, recipe: Recipe, timeout_seconds: float | None = None) -> None:
+        """All ranks call it, with the same parameters on every island.
+
+        Raises:
+            ThriftyError: islands start from other parameters.
+        """
+        assert built.mesh is not None
+        asked = recipe.exchange
+        self._built, self._recipe = built, recipe
+        self._island = built.mesh["island"].get_local_rank()
+        feedback = None if asked.feedback == "none" else Feedback(asked.feedback, asked.decay, asked.residual)
+        self.exchange = Exchange(
+            codec_of(asked.codec) if asked.codec else Identity(),
+            built.mesh.get_group("island"),
+            feedback=feedback,
+            warmup=asked.warmup_steps,
+            timeout_seconds=timeout_seconds,
+        )
+        self.local: list[LocalSteps] = []
+        self._overlap: Overlap | None = None
+        self._units = units(built.model, recipe)
+        if asked.local_steps > 1:
+            outer = Outer("nesterov", asked.outer_lr, asked.outer_momentum) if asked.outer_momentum else (
+                Outer("sgd", asked.outer_lr, 0.0)
+            )
+            self.local = [
+                LocalSteps(
+                    unit.items(), self.exchange, every=asked.local_steps, outer=outer, fragments=asked.fragments,
+                    delay=asked.delay_steps, alpha=asked.alpha,
+                )
+                for unit in self._units
+            ]  # fmt: skip
+        elif by_block(recipe.layout, 1):
+            self._overlap = Overlap(self.exchange, self._units)
+
+    def expect_last(self) -> None:
+        """Before the last backward pass of a step: gradients that it completes may cross at once."""
+        if self._overlap is not None:
+            self._overlap.arm()
+
+    def average_gradients(self) -> None:
+        """After the last backward pass: gradients become their means over islands. Nothing where steps are local."""
+        if self.local:
+            return
+        if self._overlap is not None:
+            self._overlap.wait()
+            return
+        for unit in self._units:
+            self.exchange.start({name: p.grad for name, p in unit.items() if p.grad is not None})
+        self.exchange.wait()
+
+    def after_step(self) -> None:
+        """After the optimizer's step: parameters meet where it is time."""
+        for one in self.local:
+            one.after_step()
+
+    def finish(self) -> None:
+        """At the end of training: all islands agree once more."""
+        for one in self.local:
+            one.finish()
+
+    @contextmanager
+    def common_weights(self) -> Iterator[None]:
+        """The parameters that all islands have in common, for evaluation."""
+        with ExitStack() as stack:
+            for one in self.local:
+                stack.enter_context(one.global_weights())
+            yield
+
+    # Checkpoints.
+
+    def saved(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors of a checkpoint with what islands keep, and what goes into its progress.
+
+        `model.*` are the parameters that all islands have in common, so that the checkpoint is one of any layout. What
+        each island has for itself is under its number; what feeds errors back, under the rank's.
+
+        Args:
+            tensors: of model and optimizer, as this rank has them.
+        """
+        found, rank = dict(tensors), dist.get_rank()
+        found |= {f"exchange.{rank}.{key}": value for key, value in self.exchange.state_dict().items()}
+        progress: dict[str, Any] = {"of": self._description()}
+        if not self.local:
+            return found, progress
+        for name, value in tensors.items():
+            if name.startswith("model.") or self._island:
+                found[f"island{self._island}.{name}"] = found.pop(name)
+        for one in self.local:
+            state = one.state_dict()
+            found |= {f"model.{name}": value for name, value in state["anchor"].items()}
+            found |= {f"outer.{name}": value for name, value in state["momentum"].items()}
+            for waiting in state["waiting"]:
+                found |= {f"waiting.{waiting['part']}.{name}": value for name, value in waiting["mean"].items()}
+            progress["local"] = {"step": state["step"], "synchronised": state["synchronised"]}
+            progress["local"]["waiting"] = [{key: one[key] for key in ("part", "due")} for one in state["waiting"]]
+        return found, progress
+
+    def load(
+        self, tensors: dict[str, Tensor], progress: dict[str, Any], stored: Mapping[str, Tensor],
+        read: Callable[[dict[str, Tensor]], None],
+    ) -> str | None:  # fmt: skip
+        """Takes over a checkpoint, also of other islands or none.
+
+        Args:
+            tensors: of model and optimizer, to be filled.
+            progress: what `saved` gave; empty of a run without islands.
+            stored: every tensor in the checkpoint, as one without memory.
+            read: fills tensors by their names.
+
+        Returns:
+            What starts anew, in words; None where all goes on.
+        """
+        told: list[str] = []
+        mine = {key: value for key, value in stored.items() if key.startswith(f"exchange.{dist.get_rank()}.")}
+        kept = {key: torch.empty_like(value, device="cpu") for key, value in mine.items()}
+        known = progress.get("of") == self._description()
+        wanted = dict(kept) if known else {}
+        states = [one.state_dict() for one in self.local]
+        for name, value in tensors.items():
+            own = f"island{self._island}.{name}"
+            if own in stored:
+                wanted[own] = value
+            elif not (self.local and name.startswith("model.")):
+                wanted[name] = value
+        local = progress.get("local", {"step": 0, "synchronised": [0] * self._recipe.exchange.fragments, "waiting": []})
+        for one, state in zip(self.local, states, strict=True):
+            wanted |= {f"model.{name}": value for name, value in state["anchor"].items()}
+            outer = {f"outer.{name}": value for name, value in state["momentum"].items()}
+            if outer.keys() <= stored.keys():
+                wanted |= outer
+            else:
+                told.append("outer momentum starts from zero")
+            state |= {key: local[key] for key in ("step", "synchronised")}
+            state["waiting"] = [
+                waiting | {"mean": {name: state["anchor"][name].clone() for name in one.fragments[waiting["part"]]}}
+                for waiting in local["waiting"]
+            ]
+            for waiting in state["waiting"]:
+                wanted |= {f"waiting.{waiting['part']}.{name}": value for name, value in waiting["mean"].items()}
+        read(wanted)
+        for one, state in zip(self.local, states, strict=True):
+            one.load_state_dict(state)
+        if self.local and f"island{self._island}.{next(iter(tensors))}" not in stored:
+            told.append("islands start from the parameters that all had in common")
+            self.settle()
+        if known:
+            self.exchange.load_state_dict({key.split(".", 2)[2]: value for key, value in kept.items()})
+        elif progress or self.exchange.feedback is not None:
+            told.append(self.exchange.reset())
+        return "; ".join(dict.fromkeys(told)) or None
+
+    def settle(self) -> None:
+        """Puts the parameters that all islands have in common into the model for good."""
+        for one in self.local:
+            one.settle()
+
+    def kept_bytes(self) -> int:
+        """Memory that this rank keeps between exchanges."""
+        return self.exchange.kept_bytes + sum(one.kept_bytes for one in self.local)
+
+    def _description(self) -> dict[str, Any]:
+        """What the state of an exchange is good for."""
+        return {"layout": self._recipe.layout.model_dump(), "exchange": self._recipe.exchange.model_dump()}
+
+
+def units(model: nn.Module, recipe: Recipe) -> list[dict[str, nn.Parameter]]:
+    """Parameters that cross islands together, by name; the same as `cost.crossing.exchanged` prices."""
+    found: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if by_block(recipe.layout, recipe.exchange.local_steps):
+            unit = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else "root"
+        else:
+            unit = "whole" if copies_of(parameter) > 1 else "split"
+        found.setdefault(unit, {})[name] = parameter
+    return list(found.values())
