@@ -1,11 +1,28 @@
-"""Codecs of gradients: `chain(TopK(1 / 64), Blockwise(2), Zstd())`, each also alone."""
+"""Codecs of gradients, `chain(TopK(1 / 64), Blockwise(2), Zstd())`, and their exchange with error feedback."""
 
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
+from thrifty.compress.exchange import Exchange
+from thrifty.compress.feedback import Feedback
+from thrifty.compress.fifo import Pending
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, TopK
 from thrifty.quant import uniform
 
-__all__ = ["Blockwise", "Codec", "Identity", "Payload", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform"]
+__all__ = [
+    "Blockwise",
+    "Codec",
+    "Exchange",
+    "Feedback",
+    "Identity",
+    "Payload",
+    "Pending",
+    "RandomK",
+    "TopK",
+    "Zstd",
+    "chain",
+    "codec_of",
+    "uniform",
+]
