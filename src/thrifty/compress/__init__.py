@@ -2,10 +2,14 @@
 
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
+from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, TopK
 from thrifty.quant import uniform
 
-__all__ = ["Blockwise", "Codec", "Identity", "Payload", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform"]
+__all__ = [
+    "AVERAGE", "DILOCO", "Blockwise", "Codec", "Identity", "LocalSteps", "Outer", "Payload", "RandomK", "TopK", "Zstd",
+    "chain", "codec_of", "uniform",
+]  # fmt: skip

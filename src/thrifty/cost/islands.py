@@ -57,9 +57,10 @@ class Scheme:
                 f"{self.fragments} fragments in {self.local_steps} local steps",
                 hint="each fragment is exchanged once a round, after a step of its own: 1 to local_steps",
             )
-        if not 0 <= self.delay <= self.local_steps:
+        if not 0 <= self.delay < self.local_steps:
             raise ThriftyError(
-                f"a delay of {self.delay} steps in a round of {self.local_steps}", hint="use 0 to local_steps"
+                f"a delay of {self.delay} steps in a round of {self.local_steps}",
+                hint="use less: what is done while a mean is under way is replaced by it",
             )
         if not 0 < self.quorum <= 1:
             raise ThriftyError(f"a quorum of {self.quorum:g}", hint="a share of the islands, above 0 and up to 1")
