@@ -14,6 +14,7 @@ from thrifty.cost.island_links import Island, everyone_to_everyone, ring
 from thrifty.cost.islands import Scheme, sent_bytes, simulate
 from thrifty.cost.payload import payload_bytes
 from thrifty.cost.traffic import Hop, collective
+from thrifty.cost.wire import gloo_delays
 from thrifty.spec.codec import stages_of
 from thrifty.spec.errors import ThriftyError
 
@@ -25,9 +26,10 @@ EQUAL = Island("equal", 1.0, 1e6, 1e6, 0.02)
 SCHEMES = [
     Scheme(),
     Scheme(local_steps=8),
-    Scheme("two_hop", "int8"),
-    Scheme("two_hop", "int4", local_steps=8, fragments=4, delay=1),
+    Scheme("all_to_all", "int8"),
+    Scheme("all_to_all", "int4", local_steps=8, fragments=4, delay=1),
     Scheme("all_gather", SPARSE, local_steps=8),
+    Scheme("all_to_all", "int4", local_steps=8, gather="direct"),
     Scheme("all_gather", SPARSE, local_steps=8, fragments=2, delay=4),
 ]
 rates = st.floats(1e4, 1e8)
@@ -42,16 +44,17 @@ some_islands = st.lists(
     [
         ("all_reduce", Scheme(), 1, lambda n: BF16),
         ("all_gather", Scheme("all_gather", SPARSE), 1, lambda n: payload_bytes(stages_of(SPARSE), (VALUES,))),
-        ("all_gather", Scheme("two_hop", "int8"), 2, lambda n: payload_bytes(stages_of("int8"), (-(-VALUES // n),))),
+        ("all_gather", Scheme("all_to_all", "int8"), 2, lambda n: payload_bytes(stages_of("int8"), (-(-VALUES // n),))),
     ],
 )
 def test_equal_islands_are_the_plans_arithmetic(n, kind, scheme, hops, handed_in):
     """`cost.traffic` has the collective's seconds and bytes; its latency is the delays that the kind waits for."""
-    delays = 2 * EQUAL.latency_s * (2 * (n - 1) if kind == "all_reduce" else 1)
+    delays = gloo_delays(kind, n) * EQUAL.latency_s
     way = Hop("inter_island", EQUAL.up, delays)
     one = collective(kind, "x", "step", "island", handed_in(n), 1, way, n, (1.0, 1.0))
     found = simulate([EQUAL] * n, VALUES, scheme)
-    assert found.seconds == pytest.approx(EQUAL.compute_s + hops * one.seconds)
+    other = (gloo_delays("all_to_all", n) - gloo_delays("all_gather", n)) * EQUAL.latency_s * (hops - 1)
+    assert found.seconds == pytest.approx(EQUAL.compute_s + hops * one.seconds + other)
     assert found.sent == pytest.approx([hops * one.sent_bytes] * n)
     assert found.received == pytest.approx(found.sent)
 
@@ -86,24 +89,24 @@ def test_what_comes_last_still_has_to_pass():
 
 def test_a_ring_waits_for_its_slowest_hop_each_time():
     islands = [replace(EQUAL, latency_s=0.0)] * 3 + [Island("slow", 1.0, 1e4, 1e6)]
-    done, limit = ring(islands, [0.0] * 4, 4e6)
+    done, limit = ring(islands, [0.0] * 4, 1e6, 6)
     assert max(done) == pytest.approx(2 * 3 * 100, rel=0.02)
     assert (limit.part, limit.island) == ("up-link", 3)
 
 
 def test_followed_ring_is_within_its_bound(monkeypatch):
     islands = [Island("x", 1.0, 1e6 * (1 + i % 3), 1e6 * (1 + i % 5), 0.01 * (i % 2)) for i in range(12)]
-    followed, _ = ring(islands, [0.1 * i for i in range(12)], 1e7)
+    followed, _ = ring(islands, [0.1 * i for i in range(12)], 1e6, 22)
     monkeypatch.setattr(island_links, "RING_EXACT", 2)
-    bound, _ = ring(islands, [0.1 * i for i in range(12)], 1e7)
+    bound, _ = ring(islands, [0.1 * i for i in range(12)], 1e6, 22)
     assert max(followed) <= max(bound)
     assert max(followed) > 0.3 * max(bound)
 
 
 def test_unequal_compute_waits_for_the_slowest_unless_steps_follow_speed():
     islands = [Island("fast", 1.0, 1e9, 1e9), Island("slow", 4.0, 1e9, 1e9)]
-    plain = simulate(islands, VALUES, Scheme("two_hop", "int8", local_steps=8))
-    by_speed = simulate(islands, VALUES, Scheme("two_hop", "int8", local_steps=8, by_speed=True))
+    plain = simulate(islands, VALUES, Scheme("all_to_all", "int8", local_steps=8))
+    by_speed = simulate(islands, VALUES, Scheme("all_to_all", "int8", local_steps=8, by_speed=True))
     assert plain.utilisation == pytest.approx((0.25, 1.0), rel=1e-3)
     assert by_speed.utilisation == pytest.approx((1.0, 1.0), rel=1e-3)
     assert by_speed.steps == (8, 2)
@@ -111,7 +114,7 @@ def test_unequal_compute_waits_for_the_slowest_unless_steps_follow_speed():
 
 
 def test_fragments_hide_behind_compute_while_the_link_keeps_up():
-    scheme = Scheme("two_hop", "int8", local_steps=8, fragments=4, delay=2)
+    scheme = Scheme("all_to_all", "int8", local_steps=8, fragments=4, delay=2)
     hidden = simulate([EQUAL] * 2, VALUES, scheme)
     assert hidden.seconds == pytest.approx(8 * EQUAL.compute_s)
     blocking = simulate([EQUAL] * 2, VALUES, replace(scheme, delay=0))
@@ -126,7 +129,10 @@ def test_fragments_hide_behind_compute_while_the_link_keeps_up():
 def test_a_quorum_leaves_the_late_one_out():
     islands = [*[Island("steady", 1.0, 1e7, 1e7)] * 9, Island("late", 5.0, 1e7, 1e7)]
     scheme = Scheme("all_gather", SPARSE, local_steps=4)
-    all_of_them, nine = simulate(islands, VALUES, scheme), simulate(islands, VALUES, replace(scheme, quorum=0.9))
+    all_of_them, nine = (
+        simulate(islands, VALUES, scheme),
+        simulate(islands, VALUES, replace(scheme, quorum=0.9, gather="direct")),
+    )
     assert all_of_them.seconds > 20
     assert nine.seconds == pytest.approx(4, rel=0.05)
     assert nine.kept == (1.0,) * 9 + (0.0,)
@@ -137,7 +143,7 @@ def test_a_quorum_leaves_the_late_one_out():
 
 def test_jitter_slows_a_crowd_and_is_drawn_by_seed():
     islands = [Island("x", 1.0, 1e9, 1e9, jitter=0.3)] * 50
-    scheme = Scheme("two_hop", "int8")
+    scheme = Scheme("all_to_all", "int8")
     one, again, other = (simulate(islands, VALUES, scheme, seed=seed) for seed in (1, 1, 2))
     assert one == again
     assert one != other
@@ -160,7 +166,7 @@ def test_bandwidth_never_slows(islands, scheme, which, part):
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_islands, st.sampled_from([Scheme(), Scheme("two_hop", "int8"), Scheme("all_gather", SPARSE)]))
+@given(some_islands, st.sampled_from([Scheme(), Scheme("all_to_all", "int8"), Scheme("all_gather", SPARSE)]))
 def test_more_local_steps_never_lower_utilisation(islands, scheme):
     found = [simulate(islands, VALUES, replace(scheme, local_steps=steps)).utilisation for steps in (1, 3, 30)]
     for fewer, more in pairwise(found):
@@ -170,8 +176,8 @@ def test_more_local_steps_never_lower_utilisation(islands, scheme):
 @settings(max_examples=60, deadline=None)
 @given(some_islands, st.sampled_from(SCHEMES), st.floats(0.3, 1))
 def test_what_is_sent_is_received(islands, scheme, quorum):
-    if scheme.how != "all_reduce" and scheme.fragments == 1:
-        scheme = replace(scheme, quorum=quorum)
+    if scheme.route != "all_reduce" and scheme.fragments == 1:
+        scheme = replace(scheme, quorum=quorum, gather="direct")
     found = simulate(islands, VALUES, scheme)
     assert sum(found.sent) == pytest.approx(sum(found.received))
     assert all(0 <= used <= 1 for used in found.utilisation)

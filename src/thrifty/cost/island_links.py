@@ -48,7 +48,7 @@ class Limit(NamedTuple):
 def everyone_to_everyone(
     islands: Sequence[Island], ready: Sequence[float], senders: Sequence[int], payload: float
 ) -> tuple[list[float], Limit]:
-    """Each sender gives every other island `payload` bytes of its own, all at once: an all-gather or an all-to-all.
+    """Each sender gives every other island `payload` bytes of its own, all at once: an all-to-all, or a gather without a ring.
 
     A sender shares its rate evenly among its messages, so that each takes as long as all of them. An island has all
     once the last sender has ended, once its own link has let all through since the first byte could come, and once
@@ -94,8 +94,8 @@ class _Extremes:
         return self.least[0] if self.least[0][1] != owner else self.least[1]
 
 
-def ring(islands: Sequence[Island], ready: Sequence[float], all_bytes: float) -> tuple[list[float], Limit]:
-    """A ring all-reduce in the given order: 2 (n - 1) times each passes a piece of `all_bytes` / n on to the next.
+def ring(islands: Sequence[Island], ready: Sequence[float], piece: float, times: int) -> tuple[list[float], Limit]:
+    """So many times each passes a piece of so many bytes on to the next: an all-reduce, or gloo's all-gather.
 
     Up to RING_EXACT islands every hop is followed: a piece leaves once it has come and the piece before it is out.
     Beyond, an upper bound: all wait for the last to be ready, and for the slowest hop each time.
@@ -104,7 +104,6 @@ def ring(islands: Sequence[Island], ready: Sequence[float], all_bytes: float) ->
     last = max(ready)
     if n == 1:
         return list(ready), Limit(0.0, "compute", 0)
-    piece = all_bytes / n
     rates = [min(one.up, islands[(i + 1) % n].down) for i, one in enumerate(islands)]
     through = [piece / rate for rate in rates]
     delays = [one.latency_s + islands[(i + 1) % n].latency_s for i, one in enumerate(islands)]
@@ -112,10 +111,10 @@ def ring(islands: Sequence[Island], ready: Sequence[float], all_bytes: float) ->
     down = islands[(slowest + 1) % n].down < islands[slowest].up
     part, who = ("down-link", (slowest + 1) % n) if down else ("up-link", slowest)
     if n > RING_EXACT:
-        done = [last + 2 * (n - 1) * (through[slowest] + delays[slowest])] * n
+        done = [last + times * (through[slowest] + delays[slowest])] * n
         return done, Limit(done[0] - last, part, who)
     out, here = list(ready), list(ready)  # when i's last piece was out, and when i has what it passes on next
-    for _ in range(2 * (n - 1)):
+    for _ in range(times):
         out = [max(a, b) + t for a, b, t in zip(out, here, through, strict=True)]
         came = [a + d for a, d in zip(out, delays, strict=True)]
         here = [max(a, b) for a, b in zip(here, came[-1:] + came[:-1], strict=True)]

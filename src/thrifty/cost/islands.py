@@ -21,7 +21,7 @@ from thrifty.cost.payload import payload_bytes
 from thrifty.spec.codec import stages_of
 from thrifty.spec.errors import ThriftyError
 
-How = Literal["all_reduce", "two_hop", "all_gather"]
+Route = Literal["all_reduce", "all_to_all", "all_gather"]
 WARM_UP = 3  # rounds before counting: who runs ahead has been stopped by then
 
 
@@ -30,8 +30,8 @@ class Scheme:
     """How islands keep together.
 
     Attributes:
-        how: `all_reduce` in a ring, of plain values; `two_hop`, all-to-all of pieces, sum, all-gather of sums;
-            `all_gather` of everything to everybody.
+        route: `all_reduce` in a ring, of plain values; `all_to_all` of parts to who sums them, and all_gather of the
+            sums; `all_gather` of everything to everybody.
         codec: of what is sent, as text (`spec.codec`); none = values of `value_bits`.
         local_steps: between two exchanges of the same values, of the fastest island.
         by_speed: a slower island takes as many steps as end before the fastest has taken its own.
@@ -40,9 +40,10 @@ class Scheme:
         delay: steps after which the mean of a fragment is needed.
         quorum: share of islands that an exchange waits for, the first ones; what the others did is lost, and they go
             on from the new values.
+        gather: `ring`, as gloo gathers: each passes on what it got; `direct`: each sends to all others at once.
     """
 
-    how: How = "all_reduce"
+    route: Route = "all_reduce"
     codec: str | None = None
     value_bits: int = 16
     local_steps: int = 1
@@ -50,6 +51,7 @@ class Scheme:
     fragments: int = 1
     delay: int = 0
     quorum: float = 1.0
+    gather: Literal["ring", "direct"] = "ring"
 
     def __post_init__(self) -> None:
         if not 1 <= self.fragments <= self.local_steps:
@@ -64,13 +66,14 @@ class Scheme:
             )
         if not 0 < self.quorum <= 1:
             raise ThriftyError(f"a quorum of {self.quorum:g}", hint="a share of the islands, above 0 and up to 1")
-        if self.quorum < 1 and (self.how == "all_reduce" or self.fragments > 1 or self.delay):
+        ring = self.route == "all_reduce" or self.gather == "ring"
+        if self.quorum < 1 and (ring or self.fragments > 1 or self.delay):
             raise ThriftyError(
                 "a quorum needs whole exchanges that are waited for, and no ring",
-                hint="how two_hop or all_gather, fragments 1, delay 0",
+                hint="gather direct, fragments 1, delay 0",
             )
-        if self.how == "all_reduce" and self.codec is not None:
-            raise ThriftyError("a ring sums values as they are", hint="how two_hop or all_gather with a codec")
+        if self.route == "all_reduce" and self.codec is not None:
+            raise ThriftyError("a ring sums values as they are", hint="route all_to_all or all_gather with a codec")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def sent_bytes(scheme: Scheme, values: int, islands: int) -> tuple[float, ...]:
     else:
         stages = stages_of(scheme.codec)
         whole, piece = payload_bytes(stages, (values,)), payload_bytes(stages, (math.ceil(values / islands),))
-    return {"all_reduce": (whole,), "two_hop": (piece, piece), "all_gather": (whole,)}[scheme.how]
+    return {"all_reduce": (whole,), "all_to_all": (piece, piece), "all_gather": (whole,)}[scheme.route]
 
 
 def own_steps(islands: Sequence[Island], scheme: Scheme) -> tuple[int, ...]:
@@ -169,12 +172,10 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
     ready = [
         max(state.now, state.link_free) + island.coding_s * share for state, island in zip(states, islands, strict=True)
     ]
-    if scheme.how == "all_reduce":
+    if scheme.route == "all_reduce":
         (whole,) = sent_bytes(scheme, values, n)
-        when, slow = ring(islands, ready, whole)
-        for state in states:
-            state.sent += 2 * (n - 1) / n * whole
-            state.received += 2 * (n - 1) / n * whole
+        when, slow = ring(islands, ready, whole / n, 2 * (n - 1))
+        _book(states, 2 * (n - 1) / n * whole)
         return _Done(when, frozenset(range(n)), slow)
     senders = list(range(n))
     if scheme.quorum < 1:
@@ -187,6 +188,11 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
     messages = sent_bytes(scheme, values, len(senders))
     for hop, message in enumerate(messages):
         last = hop == len(messages) - 1
+        if last and scheme.gather == "ring":
+            when, limit = ring(islands, when, message, n - 1)
+            _book(states, (n - 1) * message)
+            slow = max(slow, limit)
+            continue
         among = range(n) if last else senders  # pieces go to those that sum them, sums to all
         ends, limit = everyone_to_everyone(
             [islands[j] for j in among],
@@ -200,9 +206,14 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
         for j in senders:
             states[j].sent += (len(among) - 1) * message
             states[j].received -= message  # its own
-        if limit.seconds >= slow.seconds:
-            slow = Limit(limit.seconds, limit.part, among[limit.island])
+        slow = max(slow, Limit(limit.seconds, limit.part, among[limit.island]))
     return _Done(when, frozenset(senders), slow)
+
+
+def _book(states: Sequence[_State], sent: float) -> None:
+    for state in states:
+        state.sent += sent
+        state.received += sent
 
 
 def simulate(
