@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from thrifty.cli import calibrate, compare, config, doctor, emit, export, fit_law, generate, plan, report, serve, train
+from thrifty.cli import (
+    calibrate,
+    compare,
+    config,
+    doctor,
+    emit,
+    export,
+    fit_law,
+    generate,
+    islands,
+    plan,
+    report,
+    serve,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +33,7 @@ app.command("plan")(plan.command)
 app.command("emit")(emit.command)
 app.command("train")(train.command)
 app.command("serve")(serve.command)
+app.command("islands")(islands.command)
 app.command("report")(report.command)
 app.command("compare")(compare.command)
 app.command("generate")(generate.command)

@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 from thrifty.cost.payload import HEADER_BYTES, LENGTH_BYTES, payload_bytes
 from thrifty.spec.codec import RandomKStage, Stage, TopKStage, ZstdStage
 
+Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
 Route = Literal["all_reduce", "all_gather", "all_to_all"]
 ROUTES: tuple[Route, ...] = ("all_reduce", "all_gather", "all_to_all")
 LINEAR = (RandomKStage,)
@@ -40,7 +41,7 @@ class Message(NamedTuple):
         sent_bytes: by this rank: by a ring for all_reduce, reduce_scatter and all_gather.
     """
 
-    kind: str
+    kind: Kind
     payload_bytes: int
     sent_bytes: float
 
@@ -118,7 +119,7 @@ def messages(
             ]
 
 
-def _sizes(kind: str, handed: int, others: int, variable: bool) -> list[Message]:
+def _sizes(kind: Kind, handed: int, others: int, variable: bool) -> list[Message]:
     return [Message(kind, SIZE_BYTES * handed, float(SIZE_BYTES * others))] if variable else []
 
 

@@ -290,6 +290,8 @@ def _keys(noun: type[BaseModel], location: list[str]) -> list[str]:
     """Field names of the model that a location inside a noun leads to."""
     model: type[BaseModel] | None = noun
     for part in location:
+        if part.isdecimal():  # a place in a list, whose items are of the model that the list led to
+            continue
         model = _model_in(model.model_fields[part].annotation) if model and part in model.model_fields else None
     return list(model.model_fields) if model else []
 
@@ -297,7 +299,7 @@ def _keys(noun: type[BaseModel], location: list[str]) -> list[str]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    if get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, tuple):
         return next((m for m in map(_model_in, get_args(annotation)) if m), None)
     return None
 

@@ -110,7 +110,7 @@ def _scaled(value: float, steps: list[tuple[float, str]], digits: int = 3) -> st
         if abs(value) >= factor:
             return (
                 f"{value / factor:.{digits}g}{suffix}"
-                if abs(value / factor) < 1000
+                if abs(value / factor) < 999.5  # which three digits would make 1e+03
                 else f"{value / factor:,.0f}{suffix}"
             )
     factor, suffix = steps[-1]

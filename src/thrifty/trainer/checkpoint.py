@@ -190,7 +190,9 @@ class Checkpoints:
     def stored(self, step: int) -> dict[str, Tensor]:
         """Every tensor of a checkpoint, whole and without memory."""
         metadata = dcp.FileSystemReader(self.folder / f"step-{step:08d}").read_metadata()
-        found = ((name, one) for name, one in metadata.state_dict_metadata.items() if isinstance(one, TensorStorageMetadata))
+        found = (
+            (name, one) for name, one in metadata.state_dict_metadata.items() if isinstance(one, TensorStorageMetadata)
+        )
         return {name: torch.empty(one.size, dtype=one.properties.dtype, device="meta") for name, one in found}
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:

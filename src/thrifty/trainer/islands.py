@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thrifty.compress import AVERAGE, Exchange, Feedback, Identity, LocalSteps, Outer, Overlap, codec_of
+from thrifty.compress import Exchange, Feedback, Identity, LocalSteps, Outer, codec_of
 from thrifty.cost.crossing import by_block
 from thrifty.spec.recipe import Recipe
 from thrifty.trainer.build import Built
@@ -49,11 +49,12 @@ class Islands:
             timeout_seconds=timeout_seconds,
         )
         self.local: list[LocalSteps] = []
-        self._overlap: Overlap | None = None
         self._units = units(built.model, recipe)
         if asked.local_steps > 1:
-            outer = Outer("nesterov", asked.outer_lr, asked.outer_momentum) if asked.outer_momentum else (
-                Outer("sgd", asked.outer_lr, 0.0)
+            outer = (
+                Outer("nesterov", asked.outer_lr, asked.outer_momentum)
+                if asked.outer_momentum
+                else (Outer("sgd", asked.outer_lr, 0.0))
             )
             self.local = [
                 LocalSteps(
@@ -62,20 +63,13 @@ class Islands:
                 )
                 for unit in self._units
             ]  # fmt: skip
-        elif by_block(recipe.layout, 1):
-            self._overlap = Overlap(self.exchange, self._units)
 
     def expect_last(self) -> None:
         """Before the last backward pass of a step: gradients that it completes may cross at once."""
-        if self._overlap is not None:
-            self._overlap.arm()
 
     def average_gradients(self) -> None:
         """After the last backward pass: gradients become their means over islands. Nothing where steps are local."""
         if self.local:
-            return
-        if self._overlap is not None:
-            self._overlap.wait()
             return
         for unit in self._units:
             self.exchange.start({name: p.grad for name, p in unit.items() if p.grad is not None})

@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,17 @@ def execute(
         if record.spent is not None:
             record.spent.now = meter.spent
         run = Run(
-            plan, world, built, train, val, meter, checkpoints, record, limits, memory.Peak(world.device), islands,
+            plan,
+            world,
+            built,
+            train,
+            val,
+            meter,
+            checkpoints,
+            record,
+            limits,
+            memory.Peak(world.device),
+            islands,
             step=start,
         )
         if base is not None:
@@ -338,7 +349,8 @@ def evaluate(run: Run) -> None:
     model = run.built.pipeline.evaluate if run.built.pipeline is not None else run.built.model
     count = min(run.plan.recipe.evaluation.sequences, len(run.val))
     loss_sum, targets_seen = 0.0, 0
-    with run.meter.part("evaluation"):
+    weights = run.islands.common_weights() if run.islands is not None else nullcontext()
+    with run.meter.part("evaluation"), weights:
         for first in range(0, count, batch * world.data_ranks):
             mine = first + world.data_rank * batch
             here = max(0, min(batch, count - mine))
