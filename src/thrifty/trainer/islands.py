@@ -1,8 +1,8 @@
 """What islands do about each other, where they do not all-reduce every step's gradients: built from a recipe.
 
 Either gradients are averaged over islands in every step, encoded; or each island takes several steps by itself and then
-all average how far their parameters have come (`compress.local`). Ranks of an island keep their own split of everything:
-a rank exchanges with those that have its place in the other islands.
+all average how far their parameters have come (`compress.local`). A rank exchanges its split of everything with the
+ranks that have its place in the other islands.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Islands:
         progress: dict[str, Any] = {"of": self._description()}
         if not self.local:
             return found, progress
-        for name, value in tensors.items():
+        for name in tensors:
             if name.startswith("model.") or self._island:
                 found[f"island{self._island}.{name}"] = found.pop(name)
         for one in self.local:
