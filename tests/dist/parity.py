@@ -25,6 +25,7 @@ from thrifty.spec.recipe import Batch, Evaluation, Exchange, Layout, Recipe
 from thrifty.trainer import build as trainer_build
 from thrifty.trainer.build import Built, build, passes
 from thrifty.trainer.clip import clip_gradients
+from thrifty.trainer.islands import Islands
 from thrifty.trainer.world import World
 
 SEQUENCE = 32
@@ -48,6 +49,7 @@ class Case:
         sequences: in a step, over all ranks; micro of them in a forward pass of a rank.
         steps: taken by the optimizer before the last one's loss and gradients are kept.
         stages: layers of each part of a pipeline where they are not spread evenly.
+        islands: what islands do about each other (`recipe.exchange`).
     """
 
     shape: str = "llama"
@@ -62,6 +64,7 @@ class Case:
     clip: float = 0.0
     steps: int = 1
     stages: tuple[range, ...] | None = None
+    islands: dict[str, Any] = field(default_factory=dict)
 
     @property
     def job(self) -> Job:
@@ -75,7 +78,7 @@ class Case:
             precision=self.precision,
             recompute=self.recompute,
             compile=self.compile,
-            exchange=Exchange(dtype=self.exchange),
+            exchange=Exchange(dtype=self.exchange, **self.islands),
             evaluation=Evaluation(every_steps=0),
         )
 
@@ -112,15 +115,18 @@ def take_steps(case: Case, look: Callable[[Built], None] | None = None) -> Resul
 
 def _take_steps(case: Case, look: Callable[[Built], None] | None) -> Result:
     built, world = build_case(case)
+    islands = Islands(built, case.recipe) if case.recipe.exchange.between_islands else None
     losses, norm = [], 0.0
     for step in range(case.steps):
         if step:
             update(built)
         built.optimizer.zero_grad(set_to_none=True)
-        loss, norm = one_step(case, built, world, step)
+        loss, norm = one_step(case, built, world, step, islands)
         losses.append(loss)
     if look is not None:
         look(built)
+    if islands is not None:
+        islands.exchange.close()
     gradients = gathered({name: whole(p.grad) for name, p in built.model.named_parameters()}, built)
     return Result(losses, norm, gradients)
 
@@ -163,7 +169,9 @@ def _mesh(layout: Layout, _: str) -> DeviceMesh:
     return _mesh_of(tuple(getattr(layout, axis) for axis in AXES))
 
 
-def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, float]:
+def one_step(
+    case: Case, built: Built, world: World, step: int, islands: Islands | None = None
+) -> tuple[float, float]:
     """Loss and gradient norm of a step, whose gradients are left clipped in the parameters."""
     tokens, targets = batch_of(case, step)
     counted = int((targets != -100).sum())
@@ -172,10 +180,13 @@ def one_step(case: Case, built: Built, world: World, step: int) -> tuple[float, 
     tokens, targets = world.own_tokens(tokens), world.own_tokens(targets)
     mine = [(i * world.data_ranks + world.data_rank) * case.micro for i in range(recipe.accumulation)]
     rows = [slice(first, first + case.micro) for first in mine]
-    losses = passes(built, [(tokens[part], targets[part]) for part in rows], scale)
+    before_last = islands.expect_last if islands is not None else lambda: None
+    losses = passes(built, [(tokens[part], targets[part]) for part in rows], scale, before_last=before_last)
     total = sum(float(loss) for loss in losses) * world.counts_loss
     for finish in built.finish:
         finish()
+    if islands is not None:
+        islands.average_gradients()
     if world.size > 1:
         message = torch.tensor([total], dtype=torch.float64)
         dist.all_reduce(message)

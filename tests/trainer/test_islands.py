@@ -1,0 +1,75 @@
+"""Runs of two islands, each a process: compressed gradients and local steps, and that such runs go on where they stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ranks import losses, run
+
+from thrifty.planner.emit import write_plan
+from thrifty.spec import Plan
+from thrifty.trainer.run_folder import RunFolder
+
+pytestmark = pytest.mark.dist
+Make = Callable[..., Plan]
+STEPS = 24
+EXCHANGES: dict[str, dict[str, Any]] = {
+    "int4": {"codec": "int4", "residual": "bf16"},
+    "ef21": {"codec": "topk(1/8)", "feedback": "ef21", "warmup_steps": 2},
+    "diloco": {"local_steps": 6},
+    "sparse": {"local_steps": 6, "codec": "topk(1/16) + means2", "decay": 0.95, "outer_lr": 1.0, "outer_momentum": 0.0},
+    "streaming": {"local_steps": 6, "codec": "int4", "fragments": 2, "delay_steps": 2, "alpha": 0.5},
+}
+
+
+def islands(make_plan: Make, **exchange: Any) -> Plan:
+    recipe = {
+        "layout": {"island": 2}, "batch": {"sequences": 4, "micro_sequences": 1}, "exchange": exchange,
+        "evaluation": {"every_steps": 12, "sequences": 8}, "checkpoint": {"every_steps": 9, "keep": 5},
+    }  # fmt: skip
+    return make_plan(recipe=recipe, steps=STEPS)
+
+
+def trained(plan: Plan, root: Path) -> Path:
+    write_plan(plan, root.with_suffix(".yaml"))
+    done = run("train", root.with_suffix(".yaml"), "--run-dir", root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_a_run_of_islands_goes_on_where_it_stopped_in_the_same_numbers(
+    make_plan: Make, tmp_path: Path, name: str
+) -> None:
+    """From step 9, in the middle of a round, with errors to feed back and, streaming, means on their way."""
+    root = trained(islands(make_plan, **EXCHANGES[name]), tmp_path / "run")
+    train, val = losses(root), losses(root, "val")
+    assert len(train) == STEPS and train[-1] < train[0]
+    bill = RunFolder(root).read_bill()
+    sent = {maker: bill[maker].link_bytes["intra_node"].value for maker in ("predicted", "measured")}
+    agreed = 32 * 40  # checksums, once for each unit and attempt
+    assert sent["predicted"] <= sent["measured"] + 1 and sent["measured"] - sent["predicted"] <= agreed
+
+    for step in (18, 24):
+        shutil.rmtree(root / "checkpoints" / f"step-{step:08d}")
+    done = run("train", root, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step 9" in done.stderr
+    assert losses(root) == train
+    assert losses(root, "val") == val
+
+
+def test_islands_hand_over_to_one_process_and_back(make_plan: Make, tmp_path: Path) -> None:
+    """A checkpoint holds the parameters that all islands have in common; what no longer fits is told."""
+    root = trained(islands(make_plan, **EXCHANGES["sparse"]), tmp_path / "run")
+    shutil.rmtree(root / "checkpoints" / "step-00000024")
+    done = run("train", root, "--resume", "--nproc", "1")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step 18" in done.stderr
+    assert losses(root)[-1] < losses(root)[0]
+    done = run("generate", root, "--prompt", "the", "--tokens", 2)
+    assert done.returncode == 0, done.stderr
