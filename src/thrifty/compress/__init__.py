@@ -1,7 +1,10 @@
-"""Codecs of gradients: `chain(TopK(1 / 64), Blockwise(2), Zstd())`, each also alone."""
+"""Codecs of gradients, `chain(TopK(1 / 64), Blockwise(2), Zstd())`, their exchange, and local steps."""
 
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
+from thrifty.compress.exchange import Exchange
+from thrifty.compress.feedback import Feedback
+from thrifty.compress.fifo import Pending
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
@@ -10,6 +13,21 @@ from thrifty.compress.sparse import RandomK, TopK
 from thrifty.quant import uniform
 
 __all__ = [
-    "AVERAGE", "DILOCO", "Blockwise", "Codec", "Identity", "LocalSteps", "Outer", "Payload", "RandomK", "TopK", "Zstd",
-    "chain", "codec_of", "uniform",
-]  # fmt: skip
+    "AVERAGE",
+    "DILOCO",
+    "Blockwise",
+    "Codec",
+    "Exchange",
+    "Feedback",
+    "Identity",
+    "LocalSteps",
+    "Outer",
+    "Payload",
+    "Pending",
+    "RandomK",
+    "TopK",
+    "Zstd",
+    "chain",
+    "codec_of",
+    "uniform",
+]

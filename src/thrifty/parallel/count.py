@@ -8,6 +8,7 @@ any algorithm can (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002), with 
     reduce-scatter of an input of B bytes  (n - 1)/n B
     all-reduce of B bytes                  2 (n - 1)/n B
     broadcast of B bytes                   B (n - 1)/n, averaged over the ranks
+    all-to-all of B bytes for the others   B
     send of B bytes                        B
 
 Blocking sends steer (torch's pipelines agree on their set-up that way) and are no part of the traffic.
@@ -15,9 +16,10 @@ Blocking sends steer (torch's pipelines agree on their set-up that way) and are 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,6 +35,7 @@ _COLLECTIVES = {
     "reduce_scatter_single": ("reduce_scatter", ("input", "input_tensor"), 1),
     "all_reduce": ("all_reduce", ("tensor",), 0),
     "broadcast": ("broadcast", ("tensor",), 0),
+    "all_to_all_single": ("all_to_all", ("input", "input_tensor"), 1),
 }
 
 
@@ -40,7 +43,15 @@ def bytes_sent(kind: str, payload_bytes: float, ranks: int) -> float:
     """Bytes that one of `ranks` sends for one collective; `payload_bytes` is the size of its input tensor."""
     share = (ranks - 1) / ranks
     factor = {"all_gather": ranks * share, "reduce_scatter": share, "all_reduce": 2 * share, "broadcast": share}
-    return (1.0 if kind == "send" else factor[kind]) * payload_bytes
+    return factor.get(kind, 1.0) * payload_bytes  # the payload of an all-to-all is what goes to the others
+
+
+def _kept_bytes(args: Sequence[Any], kwargs: Mapping[str, Any], payload: int, ranks: int) -> int:
+    """Of what is handed to an all-to-all, the part that stays with its rank."""
+    splits = args[3] if len(args) > 3 else kwargs.get("input_split_sizes")
+    if not splits:
+        return payload // ranks
+    return payload * int(splits[dist.get_rank(kwargs.get("group"))]) // max(1, sum(splits))
 
 
 class _TimedWork:
@@ -54,7 +65,7 @@ class _TimedWork:
         try:
             return self._work.wait(*args, **kwargs)
         finally:
-            self._counter.blocked_seconds += time.perf_counter() - begin
+            self._counter.blocked(begin)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._work, name)
@@ -66,8 +77,8 @@ class TrafficCounter:
     Attributes:
         calls: (kind, ranks, payload bytes, link) -> how often.
         link_bytes: bytes sent by this rank, by link.
-        blocked_seconds: wall time in which this rank waited inside collectives. On a GPU they run on streams of their
-            own and return at once; there this says nothing.
+        blocked_seconds: wall time in which the thread that counts waited inside collectives; those of other threads
+            run behind its back. On a GPU they run on streams of their own and return at once; there this says nothing.
     """
 
     def __init__(self, link_of: Callable[[list[int]], str], ignore: Sequence[Any] = ()) -> None:
@@ -85,6 +96,12 @@ class TrafficCounter:
         self._links: dict[int, tuple[int, str]] = {}
         self._originals: dict[tuple[Any, str], Any] = {}
         self._steering = False
+        self._thread = threading.get_ident()
+
+    def blocked(self, begin: float) -> None:
+        """Adds the time since `begin`, on the clock of `time.perf_counter`."""
+        if threading.get_ident() == self._thread:
+            self.blocked_seconds += time.perf_counter() - begin
 
     @property
     def largest_buffer_bytes(self) -> int:
@@ -92,6 +109,7 @@ class TrafficCounter:
         return max((size * (ranks if kind == "all_gather" else 1) for kind, ranks, size, _ in self.calls), default=0)
 
     def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
         for name, (kind, keywords, position) in _COLLECTIVES.items():
             if hasattr(dist, name):
                 self._replace(name, self._wrap(getattr(dist, name), kind, keywords, position), dist)
@@ -129,6 +147,8 @@ class TrafficCounter:
             )
             ranks, link = self._group(kwargs.get("group"))
             payload = tensor.numel() * tensor.element_size()
+            if kind == "all_to_all":
+                payload -= _kept_bytes(args, kwargs, payload, ranks)
             if ranks > 1:
                 self.calls[kind, ranks, payload, link] += 1
                 self.link_bytes[link] += bytes_sent(kind, payload, ranks)
@@ -136,7 +156,7 @@ class TrafficCounter:
             try:
                 work = original(*args, **kwargs)
             finally:
-                self.blocked_seconds += time.perf_counter() - begin
+                self.blocked(begin)
             return _TimedWork(work, self) if kwargs.get("async_op") and work is not None else work
 
         # What `torch.compiler.disable` sets, without its import, which takes a second: a compiled block that traced the

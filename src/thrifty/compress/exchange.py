@@ -1,0 +1,339 @@
+"""The mean of tensors over a group of ranks, sent encoded.
+
+    exchange = Exchange(chain(TopK(1 / 64), Blockwise(2)), group)
+    exchange.mean({name: p.grad for name, p in model.named_parameters()})    # in place, the same bits on every rank
+
+All tensors of one call travel as one flat tensor. Every rank decodes the same bytes in the same order, so that replicas
+stay equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from thrifty.compress.codec import Codec, Identity
+from thrifty.compress.feedback import Feedback, Kept
+from thrifty.compress.fifo import Fifo, Pending
+from thrifty.compress.routes import Sent, by_all_gather, by_all_reduce, by_all_to_all
+from thrifty.compress.unit import Unit, local
+from thrifty.compress.wire import WHERE, Wire
+from thrifty.cost.exchange import ROUTES, Message, Route, messages, route_of, sent_bytes
+from thrifty.spec.errors import ThriftyError, did_you_mean
+
+How = Literal["auto", "all_to_all", "all_reduce", "all_gather"]
+AGREED = ("codec", "settings", "tensors", "state")
+
+
+class Exchange:
+    """Means over a group, sent encoded, with error feedback.
+
+    Every rank of the job makes it at the same time, calls it with the same tensors in the same order, and ends with a
+    `ThriftyError` if any of them fails, at the latest when the group's timeout is over. A group of one changes nothing.
+
+    Args:
+        codec: of what is sent.
+        group: the ranks that the mean is over; all by default.
+        feedback: for codecs that lose something and are biased; others take none, and `feedback` is then None.
+        how: the route, see `thrifty.cost.exchange`. auto is the one that sends the least.
+        warmup: means of each tensor that are sent as they are, before the first encoded one.
+        within: ranks of an island with fast links. It takes its own plain mean first, each of its ranks of one slice;
+            `group` holds the ranks with the same place in every island, and the payloads are of slices.
+        seed: of what the codec draws.
+        timeout_seconds: of one collective; the group's own by default.
+
+    Attributes:
+        blocked_seconds: wall time in which callers waited: for encoding, decoding and links.
+
+    Raises:
+        ThriftyError: no such route, or a sum of encoded values of a codec that is not linear.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        group: Any = None,
+        *,
+        feedback: Feedback | None = Feedback(),  # noqa: B008  frozen
+        how: How = "auto",
+        warmup: int = 0,
+        within: Any = None,
+        seed: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        if how != "auto" and how not in ROUTES:
+            raise ThriftyError(f"no route {how!r}", where=WHERE, hint=did_you_mean(how, ["auto", *ROUTES]))
+        if how == "all_reduce" and not codec.linear:
+            told = f"encoded values of {codec!r} cannot be summed"
+            raise ThriftyError(told, where=WHERE, hint="take how='auto'")
+        self.codec, self.warmup, self.seed = codec, warmup, seed
+        self.feedback = feedback if feeds_back(codec) else None
+        self._wire = Wire(group, timeout_seconds)
+        self._island = Wire(within, timeout_seconds) if within is not None else None
+        self.route: Route = route_of(codec.descriptions(), self._wire.size) if how == "auto" else how
+        store = self.feedback.store if self.feedback else "fp32"
+        self._own = Kept(store)  # errors of what this rank hands in, or its estimate
+        self._server = Kept(store)  # errors of the part that this rank sums
+        self._common = Kept()  # the mean of all estimates, which every rank has in the same bits
+        self._rounds: dict[str, int] = {}
+        self._agreed: set[Unit] = set()
+        self._fifo = Fifo()
+        self._started: list[Pending] = []
+        self.blocked_seconds = 0.0
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that the mean is over."""
+        return self._wire.size * (self._island.size if self._island else 1)
+
+    def mean(self, tensors: Mapping[str, Tensor]) -> None:
+        """Each tensor becomes its mean over the group, in place.
+
+        Raises:
+            ThriftyError: a rank died or was too late, has another codec or other tensors, or a payload is broken.
+        """
+        pending = self.start(tensors)
+        self._started.pop()
+        self._wait(pending)
+
+    def start(self, tensors: Mapping[str, Tensor]) -> Pending:
+        """`mean` in the background, one after the other. The tensors are not to be touched until `wait` returns.
+
+        Raises:
+            ThriftyError: a tensor that is not fp32, bf16 or fp16.
+        """
+        mine = local(tensors)
+        event = torch.cuda.current_stream().record_event() if any(t.is_cuda for t in mine.values()) else None
+        pending = self._fifo.submit(lambda: self._run(mine, event))
+        self._started.append(pending)
+        return pending
+
+    def wait(self) -> None:
+        """Returns when all that was started has ended.
+
+        Raises:
+            ThriftyError: of the first that failed.
+        """
+        started, self._started = self._started, []
+        for pending in started:
+            self._wait(pending)
+
+    def _wait(self, pending: Pending) -> None:
+        begin = time.perf_counter()
+        try:
+            pending.wait()
+        finally:
+            self.blocked_seconds += time.perf_counter() - begin
+
+    def messages(self, numels: int | Sequence[int]) -> list[Message]:
+        """The collectives of one unit of so many values, or of tensors of so many values each."""
+        sizes = [numels] if isinstance(numels, int) else list(numels)
+        within = self._island.size if self._island else 1
+        wire = self._wire
+        stages = self.codec.descriptions()
+        return messages(stages, sizes, wire.size, route=self.route, rank=wire.rank, within=within)
+
+    def predicted_bytes(self, numels: int | Sequence[int]) -> int:
+        """Bytes that this rank sends for one unit of so many values, or of tensors of so many values each.
+
+        An upper bound where the codec's `exact_size` is false.
+        """
+        return sent_bytes(self.messages(numels))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next mean depends on; each rank has its own."""
+        kept = {"own": self._own, "server": self._server, "common": self._common}
+        state = {f"{part}/{name}": values for part, one in kept.items() for name, values in one.state_dict().items()}
+        return state | {f"rounds/{name}": torch.tensor(many) for name, many in self._rounds.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a `state_dict` of the same rank. Ranks compare theirs at the next mean.
+
+        Raises:
+            ThriftyError: not a state of an exchange.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"own": {}, "server": {}, "common": {}, "rounds": {}}
+        for key, values in state.items():
+            part, _, name = key.partition("/")
+            if part not in parts:
+                raise ThriftyError(f"{key!r} is nothing that an exchange keeps", where=WHERE)
+            parts[part][name] = values
+        self._own.load_state_dict(parts["own"])
+        self._server.load_state_dict(parts["server"])
+        self._common.load_state_dict(parts["common"])
+        self._rounds = {name: int(many) for name, many in parts["rounds"].items()}
+        self._agreed.clear()
+
+    def reset(self) -> str:
+        """Forgets all errors and starts with the warm-up, as after a change of layout; returns what to tell users."""
+        kept = len(self._own) + len(self._server)
+        self.load_state_dict({})
+        warmup = f", {self.warmup} plain means first" if self.warmup else ""
+        return f"error feedback starts from zero: what was kept of {kept} tensors is dropped{warmup}"
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that error feedback takes on this rank."""
+        return self._own.nbytes + self._server.nbytes + self._common.nbytes
+
+    def close(self) -> None:
+        """Ends the thread and the process groups, when what was started has ended."""
+        self._fifo.close()
+        self._wire.close()
+        if self._island:
+            self._island.close()
+
+    # On the thread.
+
+    @torch.no_grad()
+    def _run(self, tensors: dict[str, Tensor], event: Any) -> None:
+        if event is None:
+            return self._whole(tensors)
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            side.wait_event(event)
+            self._whole(tensors)
+        side.synchronize()
+        return None
+
+    def _whole(self, tensors: dict[str, Tensor]) -> None:
+        if self.ranks == 1:
+            return
+        straight = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        flat = {name: tensor.view(-1) for name, tensor in straight.items()}
+        if self._island and self._island.size > 1:
+            self._over_islands(flat)
+        else:
+            self._over_group(flat)
+        for name, tensor in tensors.items():
+            if straight[name] is not tensor:
+                tensor.copy_(straight[name])
+
+    def _over_islands(self, tensors: dict[str, Tensor]) -> None:
+        """Mean of the island, of one slice each; mean of the slices over islands; slices to the island again."""
+        island = self._island
+        assert island is not None
+        unit = Unit(tuple(tensors), tuple(tensor.numel() for tensor in tensors.values()), island.size)
+        widest = max(unit.sizes)
+        flat = unit.joined(list(tensors.values()))
+        parts = flat.new_zeros(island.size, widest + 1)  # the last value says whether the rank has failed
+        for row, values in zip(parts, flat.split(unit.sizes), strict=True):
+            row[: values.numel()] = values
+        mine = island.reduce_scatter(parts[:, :widest]) / island.size
+        slices = unit.of_part(island.rank)
+        values = slices.split(mine[: slices.numel])
+        failure: ThriftyError | None = None
+        try:
+            self._over_group(dict(zip(unit.names, values, strict=True)))
+        except ThriftyError as error:
+            failure = error
+        row = parts.new_zeros(widest + 1)
+        row[: slices.numel] = slices.joined(values)
+        row[-1] = float(failure is not None)
+        whole = island.gather(row)
+        if failure is not None:
+            raise failure
+        failed = whole[:, -1].nonzero().view(-1).tolist()
+        if failed:
+            raise ThriftyError(f"the exchange between islands failed on rank {failed[0]} of this island", where=WHERE)
+        unit.split(torch.cat([row[:size] for row, size in zip(whole, unit.sizes, strict=True)]), list(tensors.values()))
+
+    def _over_group(self, tensors: dict[str, Tensor]) -> None:
+        if self._wire.size == 1:
+            return
+        parts = self._wire.size if self.route == "all_to_all" else 1
+        unit = Unit(tuple(tensors), tuple(tensor.numel() for tensor in tensors.values()), parts)
+        self._agree(unit)
+        x = unit.joined(list(tensors.values()))
+        if not finite(x):
+            x.fill_(float("nan"))  # visible whatever the codec leaves out; then nobody's errors change
+        done = min((self._rounds.get(name, 0) for name in unit.names), default=0)
+        result = self._plain(unit, x) if done < self.warmup else self._encoded(unit, x, self._seed_of(unit, done))
+        unit.split(result, list(tensors.values()))
+        for name in unit.names:
+            self._rounds[name] = self._rounds.get(name, 0) + 1
+
+    def _plain(self, unit: Unit, x: Tensor) -> Tensor:
+        mean = by_all_reduce(self._wire, Identity(), x, 0).mean
+        if self.feedback and self.feedback.kind == "ef21" and finite(mean):
+            self._own.keep(unit, x)
+            self._common.keep(unit, mean)
+        return mean
+
+    def _encoded(self, unit: Unit, x: Tensor, seed: int) -> Tensor:
+        how = self.feedback
+        if how is None:
+            return self._route(unit, x, seed).mean
+        kept = self._own.joined(unit, x.device)
+        handed = x - kept if how.kind == "ef21" else x.add(kept, alpha=how.decay)
+        sent = self._route(unit, handed, seed)
+        if not finite(sent.mean):
+            return sent.mean
+        assert sent.own is not None
+        if sent.server is not None:
+            self._server.keep(unit.of_part(self._wire.rank), sent.server)
+        if how.kind == "classic":
+            self._own.keep(unit, handed.sub_(sent.own))
+            return sent.mean
+        self._own.keep(unit, kept.add_(sent.own))
+        mean = self._common.joined(unit, x.device).add_(sent.mean)
+        self._common.keep(unit, mean)
+        return mean
+
+    def _route(self, unit: Unit, x: Tensor, seed: int) -> Sent:
+        wants_own = self.feedback is not None
+        if self.route == "all_reduce":
+            return by_all_reduce(self._wire, self.codec, x, seed, wants_own)
+        if self.route == "all_gather":
+            return by_all_gather(self._wire, self.codec, x, seed, wants_own)
+        kept = None
+        if self.feedback and self.feedback.two_sided:
+            kept = self._server.joined(unit.of_part(self._wire.rank), x.device).mul_(self.feedback.decay)
+        return by_all_to_all(self._wire, self.codec, x.split(unit.sizes), seed, wants_own, kept)
+
+    def _seed_of(self, unit: Unit, done: int) -> int:
+        """Another for each unit and mean, the same on every rank."""
+        text = repr((self.seed, done, unit.names[:1])).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+    def _agree(self, unit: Unit) -> None:
+        """Compares codec, settings, tensors and state with the other ranks, the first time that a unit comes.
+
+        Raises:
+            ThriftyError: they differ; says in what, and where.
+        """
+        if unit in self._agreed:
+            return
+        rounds = [self._rounds.get(name, 0) for name in unit.names]
+        told = (self.codec.fingerprint(), (self.route, self.feedback, self.warmup, self.seed), unit, rounds)
+        digests = [zlib.crc32(repr(one).encode()) for one in told]
+        everybody = self._wire.gather(torch.tensor(digests))
+        for place, what in enumerate(AGREED):
+            others = (everybody[:, place] != everybody[0, place]).nonzero().view(-1).tolist()
+            if others:
+                mine = {"codec": self.codec, "settings": told[1], "tensors": unit.names, "state": rounds}[what]
+                raise ThriftyError(
+                    f"rank {others[0]} of the group has another {what} than rank 0",
+                    where=WHERE,
+                    hint=f"give every rank the same; here: {str(mine)[:200]}",
+                )
+        self._agreed.add(unit)
+
+
+def feeds_back(codec: Codec) -> bool:
+    """Whether errors of a codec are fed back: it loses something, and not without bias.
+
+    An unbiased one that is not a contraction, such as RandomK, would make its errors grow without bound.
+    """
+    return not codec.unbiased and codec.contraction(1 << 20) < 1
+
+
+def finite(values: Tensor) -> bool:
+    """Whether no value is inf or nan. A sum that is finite has none; only one that is not needs a closer look."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())

@@ -1,0 +1,138 @@
+"""The routes of encoded values over a group: all_reduce, all_gather, and all_to_all with a second hop.
+
+A payload that cannot be read is known to every rank: one that has met it answers with no payload in the next hop, and
+in the last hop all read the same bytes. So either all ranks have a mean or none has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thrifty.compress.codec import Codec
+from thrifty.compress.payload import Payload
+from thrifty.compress.wire import WHERE, Wire, fitted
+from thrifty.spec.errors import ThriftyError
+
+MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of it.
+
+    Attributes:
+        mean: of the decoded values, the same bits on every rank.
+        own: what this rank's payload decodes to.
+        server: what the second hop lost of the part that this rank summed.
+    """
+
+    mean: Tensor
+    own: Tensor | None = None
+    server: Tensor | None = None
+
+
+def by_all_reduce(wire: Wire, codec: Codec, x: Tensor, seed: int, wants_own: bool = False) -> Sent:
+    """Encoded values are summed on their way; for linear codecs. Identity gives what a plain all_reduce gives."""
+    payload = codec.encode(x * (1.0 / wire.size), seed=seed)
+    own = codec.decode(payload, like=x) * wire.size if wants_own else None
+    values = payload.parts[-1].view(_sent_dtype(codec, x.dtype))
+    wire.all_reduce(values)
+    summed = Payload((*payload.parts[:-1], values.view(torch.uint8)), payload.numel, payload.codec, payload.seed)
+    return Sent(codec.decode(summed, like=x), own)
+
+
+def by_all_gather(wire: Wire, codec: Codec, x: Tensor, seed: int, wants_own: bool = False) -> Sent:
+    """Every payload to every rank, which sums them in rank order in fp32."""
+    size = _known_size(codec, x)
+    buffer, failure = _encoded(codec, x, _seed(seed, wire.rank), size)
+    buffers = wire.gather_bytes(buffer, None if size is None else [size] * wire.size)
+    if failure is not None:
+        raise failure
+    mean, own = _summed(codec, buffers, x, wire.rank if wants_own else None)
+    return Sent(mean.mul_(1.0 / wire.size), own)
+
+
+def by_all_to_all(
+    wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int, wants_own: bool = False, kept: Tensor | None = None
+) -> Sent:
+    """Part j of every rank to rank j, which sums them in fp32 and sends the mean to all.
+
+    Args:
+        kept: added to the mean before the second hop, whose error then comes back as `server`.
+    """
+    sizes = [_known_size(codec, part) for part in parts]
+    encoded = [_encoded(codec, part, _seed(seed, wire.rank), size) for part, size in zip(parts, sizes, strict=True)]
+    failure = next((error for _, error in encoded if error is not None), None)
+    received = wire.swap_bytes([buffer for buffer, _ in encoded], sizes[wire.rank])
+    mine = parts[wire.rank]
+    second = torch.zeros(sizes[wire.rank] or 1, dtype=torch.uint8)  # no payload: tells the others that there is none
+    total = mine
+    try:
+        total = _summed(codec, received, mine, None)[0].mul_(1.0 / wire.size)
+        if kept is not None:
+            total.add_(kept)
+        if failure is None:
+            second, failure = _encoded(codec, total, _seed(seed, wire.size + wire.rank), sizes[wire.rank])
+    except ThriftyError as error:
+        failure = failure or error
+    known = None if any(size is None for size in sizes) else [size or 0 for size in sizes]
+    buffers = wire.gather_bytes(second, known)
+    if failure is not None:
+        raise failure
+    means = [_decoded(codec, one, part, rank) for rank, (one, part) in enumerate(zip(buffers, parts, strict=True))]
+    own = None
+    if wants_own:
+        own = torch.cat([_decoded(codec, one, part, wire.rank) for (one, _), part in zip(encoded, parts, strict=True)])
+    server = total.sub_(means[wire.rank]) if kept is not None else None
+    return Sent(torch.cat(means), own, server)
+
+
+def _summed(
+    codec: Codec, buffers: Sequence[Tensor], like: Tensor, own_rank: int | None
+) -> tuple[Tensor, Tensor | None]:
+    total, own = torch.zeros_like(like), None
+    for rank, buffer in enumerate(buffers):
+        values = _decoded(codec, buffer, like, rank)
+        total.add_(values)
+        own = values if rank == own_rank else own
+    return total, own
+
+
+def _sent_dtype(codec: Codec, dtype: torch.dtype) -> torch.dtype:
+    for stage in codec.stages:
+        dtype = stage.stage_dtype(dtype)
+    return dtype
+
+
+def _seed(seed: int, place: int) -> int:
+    """Ranks and hops draw apart from each other."""
+    return (seed + place * 0xD1B54A32D192ED03) & MASK
+
+
+def _known_size(codec: Codec, x: Tensor) -> int | None:
+    return codec.predicted_bytes(x.shape, x.dtype) if codec.exact_size else None
+
+
+def _encoded(codec: Codec, x: Tensor, seed: int, size: int | None) -> tuple[Tensor, ThriftyError | None]:
+    """The payload, or bytes that are none and why: the others wait for something, and are to hear of the failure."""
+    try:
+        buffer = codec.encode(x, seed=seed).to_buffer()
+    except (ThriftyError, RuntimeError) as error:
+        failure = error if isinstance(error, ThriftyError) else ThriftyError(f"cannot encode: {error}", where=WHERE)
+        return torch.zeros(size or 1, dtype=torch.uint8), failure
+    if size is not None and buffer.numel() != size:
+        told = f"a payload of {buffer.numel()} bytes, {size} were announced"
+        return fitted(buffer, size), ThriftyError(told, where=WHERE)
+    return buffer, None
+
+
+def _decoded(codec: Codec, buffer: Tensor, like: Tensor, rank: int) -> Tensor:
+    try:
+        return codec.decode(Payload.from_buffer(buffer), like=like)
+    except ThriftyError as error:
+        hint = "rank numbers are of the exchange's group; start again from the last checkpoint"
+        raise ThriftyError(f"the payload from rank {rank}: {error.what}", where=WHERE, hint=hint) from error
