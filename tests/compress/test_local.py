@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from local_oracle import INNER_LR, Oracle, Threads, Toy, gradient, start
 from torch import nn
 
+from local_oracle import INNER_LR, Oracle, Threads, Toy, gradient, start
+from thrifty.compress import Exchange, Identity
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
 from thrifty.spec.errors import ThriftyError
 
@@ -24,6 +25,7 @@ SCHEMES = {
     "streaming, mixed": (DILOCO, THIRDS, {"delay": 4, "alpha": 0.5}),
 }
 EVERY = 6
+ALONE = Exchange(Identity())
 
 
 def train(threads, steps, outer, fragments, more, *, finish=False, every=EVERY):
@@ -184,6 +186,19 @@ def test_bf16_parameters_keep_a_wide_anchor():
     assert torch.equal(rounded, anchor.bfloat16())
 
 
+def test_one_island_alone_looks_ahead():
+    """With the outer learning rate 0.5 and no momentum it is Lookahead (arXiv:1907.08610)."""
+    model = Toy(torch.float32)
+    local = LocalSteps(model, ALONE, every=2, outer=Outer("sgd", 0.5, 0.0))
+    before = model.values()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(2.0)
+    assert [local.after_step(), local.after_step()] == [False, True]
+    for name, one in model.values().items():
+        torch.testing.assert_close(one, before[name] + 1.0)
+
+
 def test_frozen_parameters_are_left_alone():
     def island(number, exchange):
         model = nn.Linear(2, 2)
@@ -211,7 +226,7 @@ def test_frozen_parameters_are_left_alone():
 )
 def test_settings_out_of_range(settings, told):
     with pytest.raises(ThriftyError, match=told):
-        LocalSteps(Toy(), None, **settings)
+        LocalSteps(Toy(), ALONE, **settings)
 
 
 @pytest.mark.parametrize("kwargs", [{"kind": "adam"}, {"lr": 0.0}, {"momentum": 1.0}])
@@ -221,10 +236,10 @@ def test_outer_optimizers_that_do_not_exist(kwargs):
 
 
 def test_a_state_of_another_model_or_other_settings_is_refused():
-    plain, split = LocalSteps(Toy(), None, every=4), LocalSteps(Toy(), None, every=4, fragments=2)
+    plain, split = LocalSteps(Toy(), ALONE, every=4), LocalSteps(Toy(), ALONE, every=4, fragments=2)
     with pytest.raises(ThriftyError, match="saved with 2 fragments, this one has 1"):
         plain.load_state_dict(split.state_dict())
     with pytest.raises(ThriftyError, match="momentum is of other parameters"):
-        plain.load_state_dict(LocalSteps(Toy(), None, every=4, outer=AVERAGE).state_dict())
+        plain.load_state_dict(LocalSteps(Toy(), ALONE, every=4, outer=AVERAGE).state_dict())
     with pytest.raises(ThriftyError, match="anchor is of other parameters"):
-        plain.load_state_dict(LocalSteps(nn.Linear(2, 2), None, every=4).state_dict())
+        plain.load_state_dict(LocalSteps(nn.Linear(2, 2), ALONE, every=4).state_dict())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thrifty.cost import island_links
 from thrifty.cost.island_links import Island, everyone_to_everyone, ring
-from thrifty.cost.islands import Scheme, sent_bytes, simulate
+from thrifty.cost.islands import Scheme, hops, simulate
 from thrifty.cost.payload import payload_bytes
 from thrifty.cost.traffic import Hop, collective
 from thrifty.cost.wire import gloo_delays
@@ -186,7 +186,7 @@ def test_what_is_sent_is_received(islands, scheme, quorum):
 
 
 def test_fan_out_of_a_gather_grows_with_the_islands():
-    (message,) = sent_bytes(Scheme("all_gather", SPARSE), VALUES, 20)
+    ((_, message),) = hops(Scheme("all_gather", SPARSE), VALUES, 20)
     found = simulate([EQUAL] * 20, VALUES, Scheme("all_gather", SPARSE))
     assert found.received == (19 * message,) * 20
     assert simulate([EQUAL], VALUES, Scheme("all_gather", SPARSE)).received == (0.0,)
@@ -199,7 +199,8 @@ def test_fan_out_of_a_gather_grows_with_the_islands():
         ({"local_steps": 4, "delay": 4}, "a delay of 4 steps"),
         ({"quorum": 0.0}, "a quorum of 0"),
         ({"quorum": 0.5}, "no ring"),
-        ({"codec": "int8"}, "sums values as they are"),
+        ({"codec": "int8"}, "encoded values of int8 cannot be summed"),
+        ({"route": "all_gather"}, "plain values are summed in a ring"),
     ],
 )
 def test_schemes_that_do_not_exist(given_keys, told):

@@ -131,6 +131,14 @@ class Exchange:
         finally:
             self.blocked_seconds += time.perf_counter() - begin
 
+    def odd_ranks(self, number: int) -> list[int]:
+        """Ranks of the group that give another number than its first, such as a checksum; all ask at the same time."""
+        self.wait()
+        if self._wire.size == 1:
+            return []
+        everybody = self._wire.gather(torch.tensor([number])).view(-1)
+        return (everybody != everybody[0]).nonzero().view(-1).tolist()
+
     def messages(self, numels: int | Sequence[int]) -> list[Message]:
         """The collectives of one unit of so many values, or of tensors of so many values each."""
         sizes = [numels] if isinstance(numels, int) else list(numels)

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -150,7 +149,10 @@ class LocalSteps:
         self._under_way: list[_UnderWay] = []
         self._anchor = {name: _wide(_local(one)) for name, one in self._parameters.items()}
         self._momentum = {name: torch.zeros_like(one) for name, one in self._anchor.items()} if outer.momentum else {}
-        _same_everywhere(self._anchor, getattr(exchange, "group", None))
+        odd = exchange.odd_ranks(_checksum(self._anchor))
+        if odd:
+            hint = "seed them alike or load the same checkpoint, before LocalSteps"
+            raise ThriftyError(f"islands {odd} start from other parameters than island 0", where=WHERE, hint=hint)
 
     @torch.no_grad()
     def after_step(self) -> bool:
@@ -325,18 +327,9 @@ def _split(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
     return [sorted(names, key=order.__getitem__) for names in lists]
 
 
-def _same_everywhere(anchor: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Refuses islands that start from different parameters: they would stay apart for good."""
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
-        return
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
     total = 0
-    for name, one in anchor.items():
-        data = one.detach().cpu().contiguous().view(torch.uint8).numpy()
+    for name, one in tensors.items():
+        data = one.cpu().contiguous().view(-1).view(torch.uint8).numpy()
         total = zlib.crc32(data, zlib.crc32(name.encode(), total))
-    device = next(iter(anchor.values())).device
-    found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, torch.tensor([total], device=device), group=group)
-    odd = [rank for rank, one in enumerate(found) if one.item() != found[0].item()]
-    if odd:
-        hint = "seed them alike or load the same checkpoint, before LocalSteps"
-        raise ThriftyError(f"islands {odd} start from other parameters than island 0", where=WHERE, hint=hint)
+    return total

@@ -6,8 +6,10 @@ last backward pass; then all cross together, as parameters do after several loca
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from thrifty.cost.exchange import linear, route_of
 from thrifty.cost.held import ends_of, held, kept_sizes, local_size, sharing_ranks
@@ -16,13 +18,20 @@ from thrifty.spec.codec import stages_of
 from thrifty.spec.job import ModelShape
 from thrifty.spec.recipe import Exchange, Layout
 
+_Key = TypeVar("_Key")
+
 
 class Unit(NamedTuple):
-    """Tensors that are averaged in one go: values of each, and how many such units a rank has."""
+    """Tensors that are averaged in one go: values of each, and how many such units a rank has.
+
+    Attributes:
+        fragment: of the model, in whose turn the unit crosses after local steps.
+    """
 
     name: str
     numels: tuple[int, ...]
-    number: float
+    number: int
+    fragment: int = 0
 
 
 def by_block(layout: Layout, local_steps: int) -> bool:
@@ -32,8 +41,9 @@ def by_block(layout: Layout, local_steps: int) -> bool:
 
 @lru_cache(maxsize=8192)
 def exchanged(
-    shape: ModelShape, layout: Layout, local_steps: int, runs: tuple[range, ...] | None, at: tuple[int, int, int]
-) -> tuple[Unit, ...]:
+    shape: ModelShape, layout: Layout, local_steps: int, fragments: int, runs: tuple[range, ...] | None,
+    at: tuple[int, int, int],
+) -> tuple[Unit, ...]:  # fmt: skip
     """The units of one rank: `block` and `root`, or all that is `split` and what tensor ranks hold `whole`.
 
     The latter is a unit of its own: a codec that saw it beside what differs between tensor ranks would not give all of
@@ -55,7 +65,37 @@ def exchanged(
     named = [item for layer in layers for item in block_shapes(shape, layer)] + root
     whole = [item for item in named if layout.tensor > 1 and local_size(*item, shape, layout.tensor, 1) == item[1]]
     parts = {"split": [item for item in named if item not in whole], "whole": whole}
-    return tuple(Unit(name, kept_sizes(items, shape, *split), 1) for name, items in parts.items() if items)
+    found = []
+    for name, items in parts.items():
+        sizes = {item: kept for item, kept in zip(items, kept_sizes(items, shape, *split), strict=True) if kept}
+        lists = fragments_of({item: math.prod(item[1]) for item in sizes}, fragments if local_steps > 1 else 1)
+        found += [Unit(name, tuple(sizes[item] for item in one), 1, turn) for turn, one in enumerate(lists)]
+    return tuple(unit for unit in found if unit.numels)
+
+
+def fragments_of(sizes: Mapping[_Key, int], parts: int) -> list[list[_Key]]:
+    """Tensors in `parts` lists of about equal size: the largest first, each to the list that has least (Graham 1969)."""
+    lists: list[list[_Key]] = [[] for _ in range(parts)]
+    held = [0] * parts
+    order = {key: place for place, key in enumerate(sizes)}
+    for key in sorted(sizes, key=lambda key: (-sizes[key], order[key])):
+        least = min(range(parts), key=lambda part: (held[part], part))
+        lists[least].append(key)
+        held[least] += sizes[key]
+    return [sorted(keys, key=order.__getitem__) for keys in lists]
+
+
+def due(fragment: int, fragments: int, every: int) -> int:
+    """The step of a round, counted from 0, after which a fragment crosses: they are spread evenly."""
+    return (fragment + 1) * every // fragments % every
+
+
+def exchanges(fragment: int, exchange: Exchange, steps: int) -> int:
+    """How often a fragment crosses in a run: in its turn, and once more at the end for what came after."""
+    every = exchange.local_steps
+    turn = due(fragment, exchange.fragments, every)
+    times = (steps - turn) // every + (turn > 0) if steps >= turn else 0
+    return times + (steps % every != turn)
 
 
 RESIDUAL_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 2 / 256}  # of a value, scales included

@@ -48,7 +48,7 @@ class Limit(NamedTuple):
 def everyone_to_everyone(
     islands: Sequence[Island], ready: Sequence[float], senders: Sequence[int], payload: float
 ) -> tuple[list[float], Limit]:
-    """Each sender gives every other island `payload` bytes of its own, all at once: an all-to-all, or a gather without a ring.
+    """Each sender gives every other island `payload` bytes of its own, all at once.
 
     A sender shares its rate evenly among its messages, so that each takes as long as all of them. An island has all
     once the last sender has ended, once its own link has let all through since the first byte could come, and once

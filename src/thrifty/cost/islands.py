@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from thrifty.cost.exchange import Route, linear, messages
 from thrifty.cost.island_links import Island, Limit, everyone_to_everyone, ring
-from thrifty.cost.payload import payload_bytes
 from thrifty.spec.codec import stages_of
 from thrifty.spec.errors import ThriftyError
 
-Route = Literal["all_reduce", "all_to_all", "all_gather"]
 WARM_UP = 3  # rounds before counting: who runs ahead has been stopped by then
 
 
@@ -72,8 +71,12 @@ class Scheme:
                 "a quorum needs whole exchanges that are waited for, and no ring",
                 hint="gather direct, fragments 1, delay 0",
             )
-        if self.route == "all_reduce" and self.codec is not None:
-            raise ThriftyError("a ring sums values as they are", hint="route all_to_all or all_gather with a codec")
+        if self.codec is None and self.route != "all_reduce":
+            raise ThriftyError("plain values are summed in a ring", hint="route all_reduce, or a codec")
+        if self.codec is not None and self.route == "all_reduce" and not linear(stages_of(self.codec)):
+            raise ThriftyError(
+                f"encoded values of {self.codec} cannot be summed", hint="route all_to_all or all_gather"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,14 @@ class Outcome:
         return sum(s * k for s, k in zip(self.steps, self.kept, strict=True)) / self.seconds
 
 
-def sent_bytes(scheme: Scheme, values: int, islands: int) -> tuple[float, ...]:
-    """Bytes of one message in each hop of an exchange of `values` among so many islands; of a ring, all of them."""
+def hops(scheme: Scheme, values: int, islands: int) -> list[tuple[str, float]]:
+    """The collectives of an exchange: their kind, and bytes of one message; of an all-reduce, of all values."""
     if scheme.codec is None:
-        whole, piece = values * scheme.value_bits / 8, math.ceil(values / islands) * scheme.value_bits / 8
-    else:
-        stages = stages_of(scheme.codec)
-        whole, piece = payload_bytes(stages, (values,)), payload_bytes(stages, (math.ceil(values / islands),))
-    return {"all_reduce": (whole,), "all_to_all": (piece, piece), "all_gather": (whole,)}[scheme.route]
+        return [("all_reduce", values * scheme.value_bits / 8)]
+    found = messages(stages_of(scheme.codec), [values], islands, route=scheme.route)
+    return [
+        (one.kind, one.payload_bytes if one.kind == "all_reduce" else one.sent_bytes / (islands - 1)) for one in found
+    ]
 
 
 def own_steps(islands: Sequence[Island], scheme: Scheme) -> tuple[int, ...]:
@@ -172,48 +175,35 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
     ready = [
         max(state.now, state.link_free) + island.coding_s * share for state, island in zip(states, islands, strict=True)
     ]
-    if scheme.route == "all_reduce":
-        (whole,) = sent_bytes(scheme, values, n)
-        when, slow = ring(islands, ready, whole / n, 2 * (n - 1))
-        _book(states, 2 * (n - 1) / n * whole)
-        return _Done(when, frozenset(range(n)), slow)
     senders = list(range(n))
     if scheme.quorum < 1:
-        message = sent_bytes(scheme, values, n)[-1]
+        message = hops(scheme, values, n)[-1][1] if n > 1 else 0.0
         first = sorted(senders, key=lambda j: ready[j] + (n - 1) * message / islands[j].up)
         senders = sorted(first[: max(1, math.ceil(scheme.quorum * n - 1e-9))])
         begun, kept = min(ready[j] for j in senders), set(senders)
         ready = [there if j in kept else begun for j, there in enumerate(ready)]  # the others drop what they are at
     when, slow = list(ready), Limit(0.0, "compute", 0)
-    messages = sent_bytes(scheme, values, len(senders))
-    for hop, message in enumerate(messages):
-        last = hop == len(messages) - 1
-        if last and scheme.gather == "ring":
-            when, limit = ring(islands, when, message, n - 1)
-            _book(states, (n - 1) * message)
+    for kind, size in hops(scheme, values, len(senders)):
+        if kind == "all_reduce" or (kind == "all_gather" and scheme.gather == "ring"):
+            piece, times = (size / n, 2 * (n - 1)) if kind == "all_reduce" else (size, n - 1)
+            when, limit = ring(islands, when, piece, times)
+            for state in states:
+                state.sent, state.received = state.sent + piece * times, state.received + piece * times
             slow = max(slow, limit)
             continue
-        among = range(n) if last else senders  # pieces go to those that sum them, sums to all
+        whole = kind == "all_gather"
+        among = range(n) if whole else senders  # parts go to those that sum them, sums to all
         ends, limit = everyone_to_everyone(
-            [islands[j] for j in among],
-            [when[j] for j in among],
-            senders if last else range(len(senders)),
-            message,
+            [islands[j] for j in among], [when[j] for j in among], senders if whole else range(len(senders)), size
         )
         for j, end in zip(among, ends, strict=True):
             when[j] = end
-            states[j].received += len(senders) * message
+            states[j].received += len(senders) * size
         for j in senders:
-            states[j].sent += (len(among) - 1) * message
-            states[j].received -= message  # its own
+            states[j].sent += (len(among) - 1) * size
+            states[j].received -= size  # its own
         slow = max(slow, Limit(limit.seconds, limit.part, among[limit.island]))
     return _Done(when, frozenset(senders), slow)
-
-
-def _book(states: Sequence[_State], sent: float) -> None:
-    for state in states:
-        state.sent += sent
-        state.received += sent
 
 
 def simulate(

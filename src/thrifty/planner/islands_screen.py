@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from thrifty.catalog import lookup
+from thrifty.cost.exchange import Route, route_of
 from thrifty.cost.island_links import Island
-from thrifty.cost.islands import Outcome, Route, Scheme, sent_bytes, simulate
+from thrifty.cost.islands import Outcome, Scheme, simulate
 from thrifty.cost.params import active_parameters, total_parameters
 from thrifty.spec import units
+from thrifty.spec.codec import stages_of
 from thrifty.spec.figure import Figure, modelled
 from thrifty.spec.islands import Islands
 from thrifty.spec.job import ModelShape
@@ -101,6 +103,10 @@ class IslandsTold:
         return found
 
 
+def _as_json(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    return {name: figure.model_dump(mode="json") for name, figure in figures.items()}
+
+
 def _group_figures(row: Row, name: str) -> dict[str, Figure]:
     """Means over the islands of a group."""
     places = [place for place, one in enumerate(row.islands) if one.name == name]
@@ -126,9 +132,7 @@ def told(given: Islands) -> IslandsTold:
     """
     parameters, met = _parameters(given)
     islands = tuple(one for group in given.islands for one in [_island(given, group.name, met)] * group.count)
-    rows = {
-        name: _row(given, islands, parameters, scheme) for name, scheme in _schemes(given, islands, parameters).items()
-    }
+    rows = {name: _row(given, islands, parameters, scheme) for name, scheme in _schemes(given, islands).items()}
     best = min(rows, key=lambda name: (rows[name].usd_per_token, -rows[name].tokens_per_s))
     without = {}
     for group in given.islands if len(given.islands) > 1 else ():
@@ -158,10 +162,11 @@ def _island(given: Islands, name: str, met: int) -> Island:
     )  # fmt: skip
 
 
-def _schemes(given: Islands, islands: tuple[Island, ...], values: int) -> dict[str, Scheme]:
+def _schemes(given: Islands, islands: tuple[Island, ...]) -> dict[str, Scheme]:
     """By name: plain 16-bit values and the codec, every step and every few; then what lets fast islands go on."""
     steps = given.local_steps
-    coded = Scheme(route_of(given, values, len(islands)), given.codec, gather=given.gather)
+    route = route_of(stages_of(given.codec), len(islands)) if given.route == "auto" else given.route
+    coded = Scheme(route, given.codec, gather=given.gather)
     rare = replace(coded, local_steps=steps)
     found = {
         "every step, 16-bit ring": Scheme(),
@@ -180,14 +185,6 @@ def _schemes(given: Islands, islands: tuple[Island, ...], values: int) -> dict[s
         if streams:
             found["  streaming, own steps"] = replace(by_speed, fragments=given.fragments, delay=given.delay)
     return found
-
-
-def route_of(given: Islands, values: int, islands: int) -> Route:
-    """The collective of encoded values: the one that sends less, if the file does not say."""
-    if given.route != "auto":
-        return given.route
-    routes: tuple[Route, Route] = ("all_gather", "all_to_all")
-    return min(routes, key=lambda route: sum(sent_bytes(Scheme(route, given.codec), values, islands)))
 
 
 def _row(given: Islands, islands: tuple[Island, ...], values: int, scheme: Scheme) -> Row:

@@ -116,7 +116,9 @@ class _ThreadExchange:
 
     threads: Threads
     island: int
-    group: None = None
+
+    def odd_ranks(self, number: int) -> list[int]:
+        return []
 
     def start(self, tensors: Mapping[str, Tensor]) -> _Later:
         self.threads.handed[self.island] = {name: one.clone() for name, one in tensors.items()}
