@@ -1,4 +1,4 @@
-"""Runs of two islands, each a process: compressed gradients and local steps, and that such runs go on where they stopped."""
+"""Runs of two islands, each a process: compressed gradients and local steps, which go on where they stopped."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ def test_a_run_of_islands_goes_on_where_it_stopped_in_the_same_numbers(
     """From step 9, in the middle of a round, with errors to feed back and, streaming, means on their way."""
     root = trained(islands(make_plan, **EXCHANGES[name]), tmp_path / "run")
     train, val = losses(root), losses(root, "val")
-    assert len(train) == STEPS and train[-1] < train[0]
+    assert len(train) == STEPS
+    assert train[-1] < train[0]
     bill = RunFolder(root).read_bill()
     sent = {maker: bill[maker].link_bytes["intra_node"].value for maker in ("predicted", "measured")}
     agreed = 32 * 40  # checksums, once for each unit and attempt
-    assert sent["predicted"] <= sent["measured"] + 1 and sent["measured"] - sent["predicted"] <= agreed
+    assert -1 <= sent["measured"] - sent["predicted"] <= agreed
 
     for step in (18, 24):
         shutil.rmtree(root / "checkpoints" / f"step-{step:08d}")

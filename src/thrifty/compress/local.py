@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from thrifty.cost.crossing import due, fragments_of
 from thrifty.spec.errors import ThriftyError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class LocalSteps:
             raise ThriftyError(f"alpha {alpha:g}", where=WHERE, hint="the share that islands keep: 0 up to below 1")
         self.every, self.outer, self.delay, self.alpha = every, outer, delay, alpha
         self._exchange = exchange
-        self.fragments = _split({name: one.numel() for name, one in self._parameters.items()}, fragments)
+        self.fragments = fragments_of({name: one.numel() for name, one in self._parameters.items()}, fragments)
         self._step = 0
         self._synchronised = [0] * fragments  # step after which each was last sent, or set to the anchor
         self._under_way: list[_UnderWay] = []
@@ -164,7 +165,7 @@ class LocalSteps:
         self._step += 1
         applied = self._apply(self._step)
         for part, names in enumerate(self.fragments):
-            if self._step % self.every != (part + 1) * self.every // len(self.fragments) % self.every:
+            if self._step % self.every != due(part, len(self.fragments), self.every):
                 continue
             moved = self._moved(names)
             self._synchronised[part] = self._step
@@ -313,18 +314,6 @@ def _as_laid_out(shard: Tensor, like: Tensor) -> Tensor:
 def _wide(tensor: Tensor) -> Tensor:
     """A copy in fp32, or in fp64 where it was."""
     return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32, copy=True)
-
-
-def _split(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
-    """Names in `parts` lists of about equal size: the largest first, each to the list that has least (Graham 1969)."""
-    lists: list[list[str]] = [[] for _ in range(parts)]
-    held = [0] * parts
-    order = {name: place for place, name in enumerate(sizes)}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], order[name])):
-        least = min(range(parts), key=lambda part: (held[part], part))
-        lists[least].append(name)
-        held[least] += sizes[name]
-    return [sorted(names, key=order.__getitem__) for names in lists]
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:

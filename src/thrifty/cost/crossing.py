@@ -67,14 +67,15 @@ def exchanged(
     parts = {"split": [item for item in named if item not in whole], "whole": whole}
     found = []
     for name, items in parts.items():
-        sizes = {item: kept for item, kept in zip(items, kept_sizes(items, shape, *split), strict=True) if kept}
-        lists = fragments_of({item: math.prod(item[1]) for item in sizes}, fragments if local_steps > 1 else 1)
-        found += [Unit(name, tuple(sizes[item] for item in one), 1, turn) for turn, one in enumerate(lists)]
+        kept = kept_sizes(items, shape, *split)
+        whole_sizes = {place: math.prod(items[place][1]) for place, size in enumerate(kept) if size}
+        lists = fragments_of(whole_sizes, fragments if local_steps > 1 else 1)
+        found += [Unit(name, tuple(kept[place] for place in one), 1, turn) for turn, one in enumerate(lists)]
     return tuple(unit for unit in found if unit.numels)
 
 
 def fragments_of(sizes: Mapping[_Key, int], parts: int) -> list[list[_Key]]:
-    """Tensors in `parts` lists of about equal size: the largest first, each to the list that has least (Graham 1969)."""
+    """Tensors in lists of about equal size: the largest first, each to the list that has least (Graham 1969)."""
     lists: list[list[_Key]] = [[] for _ in range(parts)]
     held = [0] * parts
     order = {key: place for place, key in enumerate(sizes)}

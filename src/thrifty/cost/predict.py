@@ -10,7 +10,7 @@ from thrifty.cost.memory import Memory, interval
 from thrifty.cost.params import total_parameters
 from thrifty.cost.profiles import Profile, profile
 from thrifty.cost.run import Run, estimate, evaluation_batches, evaluations
-from thrifty.cost.traffic import LINKS, collectives, evaluation_by_link, sent_by_link
+from thrifty.cost.traffic import LINKS, bytes_between_islands, collectives, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
 from thrifty.spec.bill import Bill
 from thrifty.spec.cluster import Cluster
@@ -132,7 +132,9 @@ def _link_bytes(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> dict[st
     sent = collectives(job, cluster, recipe)
     training, evaluating = sent_by_link(sent), evaluation_by_link(sent, recipe, evaluation_batches(recipe))
     looks = evaluations(recipe, run.steps)
-    return {
-        link: modelled(training[link] * run.steps + evaluating[link] * looks, "byte", "ring collectives of one rank")
-        for link in LINKS
-    }
+    total = {link: training[link] * run.steps + evaluating[link] * looks for link in LINKS}
+    if recipe.software == "thrifty" and recipe.layout.island > 1 and recipe.exchange.between_islands:
+        link, crossed = bytes_between_islands(job, cluster, recipe, run.steps)
+        on_average = sum(one.sent_bytes * one.count for one in sent if one.axis == "island")
+        total[link] += crossed - on_average * run.steps
+    return {link: modelled(size, "byte", "ring collectives of one rank") for link, size in total.items()}

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 
 from thrifty.cost import constants
 from thrifty.cost.compute import ELEMENT_BYTES
-from thrifty.cost.crossing import exchanged
-from thrifty.cost.exchange import Message, messages
+from thrifty.cost.crossing import Unit, exchanged, exchanges
+from thrifty.cost.exchange import messages
 from thrifty.cost.held import held, sharing_ranks
 from thrifty.cost.payload import bits_per_value
 from thrifty.cost.profiles import profile
@@ -186,28 +186,44 @@ def _between_islands(
             collective("all_reduce", u.name, "step", "island", size, u.number * often, ring, islands, shares)
             for u, size in sizes
         )
+    bandwidth, rank = ring.bandwidth * shares[ring.link != "intra_node"], place["island"] if place is not None else 0
+    return tuple(
+        Collective(
+            one.kind, unit.name, "step", "island", islands, one.payload_bytes, one.sent_bytes, unit.number * often,
+            ring.link, ring.latency, ring.latency + one.sent_bytes / bandwidth,
+        )
+        for unit in _units_between(shape, recipe, runs, place)
+        for one in messages(stages, unit.numels, islands, rank=rank)
+    )  # fmt: skip
+
+
+def _units_between(
+    shape: ModelShape, recipe: Recipe, runs: tuple[range, ...] | None, place: Mapping[str, int] | None
+) -> tuple[Unit, ...]:
+    layout, exchange = recipe.layout, recipe.exchange
     if place is None:
         pieces = held(shape, layout, "thrifty", runs)
         at = (max(range(len(pieces)), key=lambda stage: pieces[stage].shard), 0, 0)
     else:
         at = (place["pipeline"], place["tensor"], place["shard"] * layout.context + place["context"])
-    rank = place["island"] if place is not None else 0
-    return tuple(
-        _message(m, u.name, u.number * often, ring, islands, shares)
-        for u in exchanged(shape, layout, exchange.local_steps, runs, at)
-        for m in messages(stages, u.numels, islands, rank=rank)
-    )
+    return exchanged(shape, layout, exchange.local_steps, exchange.fragments, runs, at)
 
 
-def _message(
-    sent: Message, unit: str, count: float, ring: Hop, islands: int, shares: tuple[float, float]
-) -> Collective:
-    share = shares[ring.link != "intra_node"]
-    seconds = ring.latency + sent.sent_bytes / (ring.bandwidth * share)
-    return Collective(
-        sent.kind, unit, "step", "island", islands, sent.payload_bytes, sent.sent_bytes, count, ring.link,
-        ring.latency, seconds,
-    )  # fmt: skip
+def bytes_between_islands(job: Job, cluster: Cluster, recipe: Recipe, steps: int) -> tuple[str, float]:
+    """The link between islands that exchange in a way of their own, and the bytes that one rank sends over it in a run.
+
+    Not every exchange is like the next: the first ones may be plain, and after local steps the last one takes what is
+    left.
+    """
+    layout, exchange = recipe.layout, recipe.exchange
+    stages = stages_of(exchange.codec) if exchange.codec else ()
+    total = 0.0
+    for unit in _units_between(job.model, recipe, own_runs(job, cluster, recipe), None):
+        times = exchanges(unit.fragment, exchange, steps)
+        plain = min(times, exchange.warmup_steps)
+        for way, number in ((stages, times - plain), ((), plain)):
+            total += number * unit.number * sum(m.sent_bytes for m in messages(way, unit.numels, layout.island))
+    return hop(cluster, layout, "island").link, total
 
 
 Rings = tuple[tuple[Axis, Hop], ...]

@@ -104,16 +104,15 @@ class Islands:
         Args:
             tensors: of model and optimizer, as this rank has them.
         """
-        found, rank = dict(tensors), dist.get_rank()
-        found |= {f"exchange.{rank}.{key}": value for key, value in self.exchange.state_dict().items()}
-        progress: dict[str, Any] = {"of": self._description()}
+        found, progress = dict(tensors), dict[str, Any](of=self._description())
+        states = [one.state_dict() for one in self.local]  # waits for what is under way, which feeds errors back
+        found |= {f"exchange.{dist.get_rank()}.{key}": value for key, value in self.exchange.state_dict().items()}
         if not self.local:
             return found, progress
         for name in tensors:
             if name.startswith("model.") or self._island:
                 found[f"island{self._island}.{name}"] = found.pop(name)
-        for one in self.local:
-            state = one.state_dict()
+        for state in states:
             found |= {f"model.{name}": value for name, value in state["anchor"].items()}
             found |= {f"outer.{name}": value for name, value in state["momentum"].items()}
             for waiting in state["waiting"]:

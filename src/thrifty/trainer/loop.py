@@ -87,7 +87,7 @@ def execute(
         ThriftyError: the data does not fit the plan, a loss is not finite, or a checkpoint cannot be written or read;
             the bill is written all the same where it is the export that fails.
     """
-    with TrafficCounter(world.link_of, ignore=(world.control, world.writer)) as traffic, limits:
+    with TrafficCounter(world.link_of, ignore=(world.control, world.writer, world.near)) as traffic, limits:
         prepared = prepare_data(plan, world, record.note)
         train, val = samples(plan, prepared)
         memory.reset_peak(world.device)
