@@ -5,6 +5,7 @@ from thrifty.compress.entropy import Zstd
 from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
+from thrifty.compress.lowrank import LowRank
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
@@ -17,6 +18,7 @@ __all__ = [
     "Exchange",
     "Feedback",
     "Identity",
+    "LowRank",
     "Payload",
     "Pending",
     "RandomK",
