@@ -141,13 +141,21 @@ def _plan(
             and (plan is None or plan.recipe.layout.ranks != nproc)
             and not any(s.startswith("recipe.layout") for s in sets)
         ):
-            sets = [*sets, f"recipe.layout.shard={nproc}", "recipe.layout.island=1", *_microbatch(plan, nproc)]
+            layout = [f"recipe.layout.shard={nproc}", "recipe.layout.island=1"]
+            sets = [*sets, *layout, *_one_island(plan), *_microbatch(plan, nproc)]
         if plan is None or on is not None or sets:
             request = resolve(str(path) if is_plan else source, on, None, sets)
             replanned = search.plan(request.job, request.cluster, request.recipe)
             _check_same_training(plan, replanned, resume)
             plan = replanned
     return plan, run_dir or Path("runs") / f"{plan.job.name}-{plan.hash[:8]}"
+
+
+def _one_island(plan: Plan | None) -> list[str]:
+    """Without others, an island has nobody to send anything to."""
+    if plan is None or not plan.recipe.exchange.between_islands:
+        return []
+    return [f"recipe.exchange.{one}" for one in ("codec=none", "local_steps=1", "fragments=1", "delay_steps=0")]
 
 
 def _microbatch(plan: Plan | None, ranks: int) -> list[str]:

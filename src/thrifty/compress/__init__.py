@@ -6,6 +6,7 @@ from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
+from thrifty.compress.lowrank import LowRank
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
@@ -13,6 +14,6 @@ from thrifty.compress.sparse import RandomK, TopK
 from thrifty.quant import uniform
 
 __all__ = [
-    "AVERAGE", "DILOCO", "Blockwise", "Codec", "Exchange", "Feedback", "Identity", "LocalSteps", "Outer", "Payload",
-    "Pending", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform",
+    "AVERAGE", "DILOCO", "Blockwise", "Codec", "Exchange", "Feedback", "Identity", "LocalSteps", "LowRank", "Outer",
+    "Payload", "Pending", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform",
 ]  # fmt: skip

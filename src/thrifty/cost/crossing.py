@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from thrifty.cost.exchange import linear, route_of
-from thrifty.cost.held import ends_of, held, kept_sizes, local_size, sharing_ranks
+from thrifty.cost.held import ends_of, held, kept_shapes, local_size, sharing_ranks
 from thrifty.cost.params import block_shapes
 from thrifty.spec.codec import stages_of
 from thrifty.spec.job import ModelShape
@@ -22,14 +22,14 @@ _Key = TypeVar("_Key")
 
 
 class Unit(NamedTuple):
-    """Tensors that are averaged in one go: values of each, and how many such units a rank has.
+    """Tensors that are averaged in one go: the shape of each, and how many such units a rank has.
 
     Attributes:
         fragment: of the model, in whose turn the unit crosses after local steps.
     """
 
     name: str
-    numels: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     number: int
     fragment: int = 0
 
@@ -60,18 +60,18 @@ def exchanged(
         root += [item for item in before if item[0] == "embed.weight"]
     split = (layout.tensor, sharing_ranks(layout, "thrifty"), (among[0], among[1]))
     if by_block(layout, local_steps):
-        block = kept_sizes(block_shapes(shape, layers[0]), shape, *split)
-        return Unit("block", block, len(layers)), Unit("root", kept_sizes(root, shape, *split), 1)
+        block = kept_shapes(block_shapes(shape, layers[0]), shape, *split)
+        return Unit("block", block, len(layers)), Unit("root", kept_shapes(root, shape, *split), 1)
     named = [item for layer in layers for item in block_shapes(shape, layer)] + root
     whole = [item for item in named if layout.tensor > 1 and local_size(*item, shape, layout.tensor, 1) == item[1]]
     parts = {"split": [item for item in named if item not in whole], "whole": whole}
     found = []
     for name, items in parts.items():
-        kept = kept_sizes(items, shape, *split)
-        whole_sizes = {place: math.prod(items[place][1]) for place, size in enumerate(kept) if size}
+        kept = kept_shapes(items, shape, *split)
+        whole_sizes = {place: math.prod(items[place][1]) for place, size in enumerate(kept) if math.prod(size)}
         lists = fragments_of(whole_sizes, fragments if local_steps > 1 else 1)
         found += [Unit(name, tuple(kept[place] for place in one), 1, turn) for turn, one in enumerate(lists)]
-    return tuple(unit for unit in found if unit.numels)
+    return tuple(unit for unit in found if unit.shapes)
 
 
 def fragments_of(sizes: Mapping[_Key, int], parts: int) -> list[list[_Key]]:

@@ -287,16 +287,20 @@ def _sizes(
     return _Block(sum(whole for whole, _ in parts), shard, matrices, len(items))
 
 
-def kept_sizes(
+def kept_shapes(
     named: Sequence[Named], shape: ModelShape, tensor: int, sharing: int, at: tuple[int, int]
-) -> tuple[int, ...]:
-    """Elements of each tensor of a dense model that one rank of this project's trainer keeps.
+) -> tuple[tuple[int, ...], ...]:
+    """Shape of what one rank of this project's trainer keeps of each tensor of a dense model.
 
     Args:
         sharing: ranks that share states.
         at: the rank's number among the tensor ranks and among those that share.
     """
-    return tuple(_measure(item, shape, tensor, 1, sharing, sharing, "thrifty", at)[1] for item in named)
+    found = []
+    for item in named:
+        rows, *columns = local_size(*item, shape, tensor, 1, at[0])
+        found.append((part_of(rows, sharing, at[1]), *columns))
+    return tuple(found)
 
 
 def _measure(

@@ -193,7 +193,7 @@ def _between_islands(
             ring.link, ring.latency, ring.latency + one.sent_bytes / bandwidth,
         )
         for unit in _units_between(shape, recipe, runs, place)
-        for one in messages(stages, unit.numels, islands, rank=rank)
+        for one in messages(stages, unit.shapes, islands, rank=rank)
     )  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def bytes_between_islands(job: Job, cluster: Cluster, recipe: Recipe, steps: int
         times = exchanges(unit.fragment, exchange, steps)
         plain = min(times, exchange.warmup_steps)
         for way, number in ((stages, times - plain), ((), plain)):
-            total += number * unit.number * sum(m.sent_bytes for m in messages(way, unit.numels, layout.island))
+            total += number * unit.number * sum(m.sent_bytes for m in messages(way, unit.shapes, layout.island))
     return hop(cluster, layout, "island").link, total
 
 

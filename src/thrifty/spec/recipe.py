@@ -14,12 +14,14 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 
 
-def _known_codec(text: str) -> str:
-    """The text in its usual spelling.
+def _known_codec(text: str | None) -> str | None:
+    """The text in its usual spelling; `none` is none.
 
     Raises:
         ValueError: no codec.
     """
+    if text is None or text.strip().lower() == "none":
+        return None
     try:
         stages_of(text)
     except ThriftyError as error:
@@ -140,7 +142,7 @@ class Exchange(Noun):
     """
 
     dtype: Literal["fp32", "bf16"] = "fp32"
-    codec: Annotated[str, AfterValidator(_known_codec)] | None = None
+    codec: Annotated[str | None, AfterValidator(_known_codec)] = None
     feedback: Literal["classic", "ef21", "none"] = "classic"
     decay: Annotated[Ratio, Field(gt=0, le=1)] = 1.0
     residual: Literal["fp32", "bf16", "int8"] = "fp32"
