@@ -37,7 +37,7 @@ GLOO_LATENCY = 400e-6  # seconds of one collective between two processes of a ma
 JOB = {
     "job": {
         "name": "slow links", "model": {"base": "tiny-1m"}, "data": {"tokenizer": {"kind": "bytes"}},
-        "sequence_length": 128, "steps": 20,
+        "sequence_length": 128,
     },
 }  # fmt: skip
 RECIPE: dict[str, Any] = {
@@ -65,19 +65,21 @@ LINKS = ((None, None, 20), ("1Gbit", None, 20), ("100Mbit", None, 20), ("10Mbit"
 ARMS = tuple(Arm(rate, delay, dtype, steps) for rate, delay, steps in LINKS for dtype in ("fp32", "bf16"))
 
 
-def plan_of(arm: Arm, folder: Path) -> Plan:
+def plan_of(
+    rate: str | None, delay: str | None, job: dict[str, Any], recipe: dict[str, Any], folder: Path
+) -> Plan:
     """For two nodes of one core, an island each, with the link that the lab will have."""
-    job = folder / "job.yaml"
-    job.write_text(json.dumps(JOB))
-    request = resolve(str(job), "local", sets=[f"job.steps={arm.steps}"])
+    written = folder / "job.yaml"
+    written.write_text(json.dumps(job))
+    request = resolve(str(written), "local")
     link: dict[str, Any] = request.cluster.inter_island.model_dump()
     source = {"provenance": "assumed", "source": "as the lab shapes it"}
-    latency = GLOO_LATENCY + gloo_delays("all_reduce", 2) * seconds(arm.delay or "0s")
+    latency = GLOO_LATENCY + gloo_delays("all_reduce", 2) * seconds(delay or "0s")
     link["latency"] = {"value": f"{latency} s", **source}
-    if arm.rate is not None:
-        link["bandwidth"] = {"value": f"{arm.rate}/s", **source}
+    if rate is not None:
+        link["bandwidth"] = {"value": f"{rate}/s", **source}
     cluster = request.cluster.model_dump() | {"per_node": 1, "nodes": 2, "islands": 2, "inter_island": link}
-    return api.plan(request.job, Cluster.model_validate(cluster), RECIPE | {"exchange": {"dtype": arm.dtype}})
+    return api.plan(request.job, Cluster.model_validate(cluster), recipe)
 
 
 def train(lab: Lab, plan: Plan, folder: Path) -> Path:
@@ -97,7 +99,8 @@ def measure(arm: Arm) -> dict[str, Any]:
     """One run of an arm: seconds of its steps, and bytes of rank 0."""
     with tempfile.TemporaryDirectory(prefix="slow-links-") as path:
         folder = Path(path)
-        plan = plan_of(arm, folder)
+        job = {"job": JOB["job"] | {"steps": arm.steps}}
+        plan = plan_of(arm.rate, arm.delay, job, RECIPE | {"exchange": {"dtype": arm.dtype}}, folder)
         with netlab(2, arm.rate, arm.delay) as lab:
             root = RunFolder(train(lab, plan, folder))
             wire = lab.sent_bytes()
