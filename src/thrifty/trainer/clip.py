@@ -26,8 +26,8 @@ def clip_gradients(
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     repeated = {id(p.grad) for p in counted_elsewhere}
-    local = [_local(g) for g in gradients if _local(g).numel()]
-    found = [(_local(g), copies_of(g)) for g in gradients if _local(g).numel() and id(g) not in repeated]
+    local = [local_of(g) for g in gradients if local_of(g).numel()]
+    found = [(local_of(g), copies_of(g)) for g in gradients if local_of(g).numel() and id(g) not in repeated]
     square = torch.zeros((), device=parameters[0].device)
     for copies in dict.fromkeys(copies for _, copies in found):
         norms = torch._foreach_norm([gradient for gradient, n in found if n == copies])
@@ -40,7 +40,7 @@ def clip_gradients(
     return norm
 
 
-def _local(gradient: Tensor) -> Tensor:
+def local_of(gradient: Tensor) -> Tensor:
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 

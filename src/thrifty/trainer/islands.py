@@ -19,7 +19,7 @@ from thrifty.compress import Exchange, Feedback, Identity, LocalSteps, Outer, co
 from thrifty.cost.crossing import by_block
 from thrifty.spec.recipe import Recipe
 from thrifty.trainer.build import Built
-from thrifty.trainer.clip import copies_of
+from thrifty.trainer.clip import copies_of, local_of
 
 
 class Islands:
@@ -63,6 +63,16 @@ class Islands:
                 )
                 for unit in self._units
             ]  # fmt: skip
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compiles the codec's kernels, for which the first step would wait."""
+        if self.exchange.route not in ("all_gather", "all_to_all"):
+            return
+        parts = self.exchange.ranks if self.exchange.route == "all_to_all" else 1
+        for size in {sum(local_of(p).numel() for p in unit.values()) // parts for unit in self._units}:
+            like = torch.randn(size)
+            self.exchange.codec.decode(self.exchange.codec.encode(like), like)
 
     def expect_last(self) -> None:
         """Before the last backward pass of a step: gradients that it completes may cross at once."""
@@ -190,12 +200,15 @@ class Islands:
 
 
 def units(model: nn.Module, recipe: Recipe) -> list[dict[str, nn.Parameter]]:
-    """Parameters that cross islands together, by name; the same as `cost.crossing.exchanged` prices."""
+    """Parameters that cross islands together, by name; the same as `cost.crossing.exchanged` prices.
+
+    In the order in which the backward pass completes their gradients: the embedding's unit comes last.
+    """
     found: dict[str, dict[str, nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in reversed(list(model.named_parameters())):
         if by_block(recipe.layout, recipe.exchange.local_steps):
             unit = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else "root"
         else:
             unit = "whole" if copies_of(parameter) > 1 else "split"
         found.setdefault(unit, {})[name] = parameter
-    return list(found.values())
+    return sorted(found.values(), key=lambda unit: unit is found.get("root"))
