@@ -5,6 +5,7 @@ from thrifty.compress.entropy import Zstd
 from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
+from thrifty.compress.hooks import Overlap, ddp_hook, overlap_hooks
 from thrifty.compress.lowrank import LowRank
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
@@ -19,6 +20,7 @@ __all__ = [
     "Feedback",
     "Identity",
     "LowRank",
+    "Overlap",
     "Payload",
     "Pending",
     "RandomK",
@@ -26,5 +28,7 @@ __all__ = [
     "Zstd",
     "chain",
     "codec_of",
+    "ddp_hook",
+    "overlap_hooks",
     "uniform",
 ]
