@@ -5,6 +5,7 @@ from thrifty.compress.entropy import Zstd
 from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
+from thrifty.compress.hooks import Overlap, ddp_hook, overlap_hooks
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
 from thrifty.compress.lowrank import LowRank
 from thrifty.compress.named import codec_of
@@ -15,5 +16,6 @@ from thrifty.quant import uniform
 
 __all__ = [
     "AVERAGE", "DILOCO", "Blockwise", "Codec", "Exchange", "Feedback", "Identity", "LocalSteps", "LowRank", "Outer",
-    "Payload", "Pending", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform",
+    "Overlap", "Payload", "Pending", "RandomK", "TopK", "Zstd", "chain", "codec_of", "ddp_hook", "overlap_hooks",
+    "uniform",
 ]  # fmt: skip

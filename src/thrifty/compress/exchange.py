@@ -105,9 +105,7 @@ class Exchange:
         Raises:
             ThriftyError: a rank died or was too late, has another codec or other tensors, or a payload is broken.
         """
-        pending = self.start(tensors)
-        self._started.pop()
-        self._wait(pending)
+        self._wait(self.submit(tensors))
 
     def start(self, tensors: Mapping[str, Tensor]) -> Pending:
         """`mean` in the background, one after the other. The tensors are not to be touched until `wait` returns.
@@ -115,11 +113,15 @@ class Exchange:
         Raises:
             ThriftyError: a tensor that is not fp32, bf16 or fp16.
         """
-        mine = local(tensors)
-        event = torch.cuda.current_stream().record_event() if any(t.is_cuda for t in mine.values()) else None
-        pending = self._fifo.submit(lambda: self._run(mine, event))
+        pending = self.submit(tensors)
         self._started.append(pending)
         return pending
+
+    def submit(self, tensors: Mapping[str, Tensor]) -> Pending:
+        """`start`, for who waits for it alone: `wait` does not."""
+        mine = local(tensors)
+        event = torch.cuda.current_stream().record_event() if any(t.is_cuda for t in mine.values()) else None
+        return self._fifo.submit(lambda: self._run(mine, event))
 
     def wait(self) -> None:
         """Returns when all that was started has ended.

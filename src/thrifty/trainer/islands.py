@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thrifty.compress import Exchange, Feedback, Identity, LocalSteps, Outer, codec_of
+from thrifty.compress import Exchange, Feedback, Identity, LocalSteps, Outer, Overlap, codec_of
 from thrifty.cost.crossing import by_block
 from thrifty.spec.recipe import Recipe
 from thrifty.trainer.build import Built
@@ -50,6 +50,7 @@ class Islands:
         )
         self.local: list[LocalSteps] = []
         self._units = units(built.model, recipe)
+        self._overlap = Overlap(self.exchange, self._units) if by_block(recipe.layout, asked.local_steps) else None
         if asked.local_steps > 1:
             outer = (
                 Outer("nesterov", asked.outer_lr, asked.outer_momentum)
@@ -76,14 +77,17 @@ class Islands:
 
     def expect_last(self) -> None:
         """Before the last backward pass of a step: gradients that it completes may cross at once."""
+        if self._overlap is not None:
+            self._overlap.arm()
 
     def average_gradients(self) -> None:
         """After the last backward pass: gradients become their means over islands. Nothing where steps are local."""
-        if self.local:
-            return
-        for unit in self._units:
-            self.exchange.start({name: p.grad for name, p in unit.items() if p.grad is not None})
-        self.exchange.wait()
+        if self._overlap is not None:
+            self._overlap.wait()
+        elif not self.local:
+            for unit in self._units:
+                self.exchange.start({name: p.grad for name, p in unit.items() if p.grad is not None})
+            self.exchange.wait()
 
     def after_step(self) -> None:
         """After the optimizer's step: parameters meet where it is time."""
