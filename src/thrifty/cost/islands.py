@@ -183,10 +183,10 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
         begun, kept = min(ready[j] for j in senders), set(senders)
         ready = [there if j in kept else begun for j, there in enumerate(ready)]  # the others drop what they are at
     when, slow = list(ready), Limit(0.0, "compute", 0)
-    for kind, size in hops(scheme, values, len(senders)):
+    for hop, (kind, size) in enumerate(hops(scheme, values, len(senders))):
         if kind == "all_reduce" or (kind == "all_gather" and scheme.gather == "ring"):
             piece, times = (size / n, 2 * (n - 1)) if kind == "all_reduce" else (size, n - 1)
-            when, limit = ring(islands, when, piece, times)
+            when, limit = ring(islands, when, piece, times, idle=hop == 0)
             for state in states:
                 state.sent, state.received = state.sent + piece * times, state.received + piece * times
             slow = max(slow, limit)
@@ -194,7 +194,11 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
         whole = kind == "all_gather"
         among = range(n) if whole else senders  # parts go to those that sum them, sums to all
         ends, limit = everyone_to_everyone(
-            [islands[j] for j in among], [when[j] for j in among], senders if whole else range(len(senders)), size
+            [islands[j] for j in among],
+            [when[j] for j in among],
+            senders if whole else range(len(senders)),
+            size,
+            idle=hop == 0,
         )
         for j, end in zip(among, ends, strict=True):
             when[j] = end

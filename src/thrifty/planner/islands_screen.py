@@ -244,7 +244,9 @@ def _schemes_table(one: IslandsTold) -> Table:
             units.show(row.outcome.seconds, "s"),
             units.show(row.tokens_per_s, "token"),
             units.show(row.usd_per_token * 1e9, "usd") if row.usd_per_hour else "",
-            f"{min(used) * 100:.0f}-{max(used):.0%}" if max(used) - min(used) >= 0.005 else f"{max(used):.0%}",
+            f"{min(used) * 100:.0f}-{max(used):.0%}"
+            if f"{min(used):.0%}" != f"{max(used):.0%}"
+            else f"{max(used):.0%}",
             units.show(row.most("sent"), "byte"),
             units.show(row.most("received"), "byte"),
             row.outcome.limit,
