@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from thrifty.compress import Blockwise, Identity, Payload, RandomK, TopK, Zstd, chain, uniform
+from thrifty.compress import Blockwise, Identity, LowRank, Payload, RandomK, TopK, Zstd, chain, uniform
 from thrifty.spec.errors import ThriftyError
 
 CODECS = {
@@ -29,6 +29,8 @@ CODECS = {
     "top all": TopK(1.0, 64),
     "random 1/64": RandomK(64),
     "random 1/5, as they are": RandomK(5, unbiased=False),
+    "low rank": LowRank(1),
+    "low rank int8": chain(LowRank(2), Blockwise(8)),
     "zstd": Zstd(),
     "int4 zstd": chain(Blockwise(4), Zstd()),
     "uniform 1 zstd": chain(Blockwise(uniform(1.0)), Zstd()),

@@ -5,7 +5,9 @@ from thrifty.compress.entropy import Zstd
 from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
+from thrifty.compress.hooks import Overlap, ddp_hook, overlap_hooks
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
+from thrifty.compress.lowrank import LowRank
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
@@ -21,7 +23,9 @@ __all__ = [
     "Feedback",
     "Identity",
     "LocalSteps",
+    "LowRank",
     "Outer",
+    "Overlap",
     "Payload",
     "Pending",
     "RandomK",
@@ -29,5 +33,7 @@ __all__ = [
     "Zstd",
     "chain",
     "codec_of",
+    "ddp_hook",
+    "overlap_hooks",
     "uniform",
 ]

@@ -122,7 +122,7 @@ class Codec:
         """Number and type of the values before each stage and after the last, and parts beside each stage."""
         counts, dtypes, shares = [like.numel()], [like.dtype], []
         for stage in self.stages:
-            size = after(stage.describe(), counts[-1], dtypes[-1].itemsize * 8)
+            size = after(stage.describe(), counts[-1], dtypes[-1].itemsize * 8, like.shape)
             counts.append(size.values)
             dtypes.append(stage.stage_dtype(dtypes[-1]))
             shares.append(len(size.beside))
@@ -191,6 +191,8 @@ def chain(*codecs: Codec) -> Codec:
             )
         if getattr(behind, "needs_matrix", False):
             raise ThriftyError(f"{type(behind).__name__} can only be the first of a chain: it needs the tensor's shape")
+    if len(links) == 1:
+        return links[0]
     return Chain(links) if links else Identity()
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from thrifty.compress.codec import Codec, Identity
 from thrifty.compress.feedback import Feedback, Kept
 from thrifty.compress.fifo import Fifo, Pending
+from thrifty.compress.islands import over_islands
+from thrifty.compress.lowrank import LowRank, by_low_rank
 from thrifty.compress.routes import Sent, by_all_gather, by_all_reduce, by_all_to_all
 from thrifty.compress.unit import Unit, local
 from thrifty.compress.wire import WHERE, Wire
@@ -28,7 +30,7 @@ from thrifty.cost.exchange import ROUTES, Message, Route, messages, route_of, se
 from thrifty.spec.errors import ThriftyError, did_you_mean
 
 How = Literal["auto", "all_to_all", "all_reduce", "all_gather"]
-AGREED = ("codec", "settings", "tensors", "state")
+AGREED = ("codec", "settings", "tensors", "number of means so far")
 
 
 class Exchange:
@@ -72,6 +74,10 @@ class Exchange:
         if how == "all_reduce" and not codec.linear:
             told = f"encoded values of {codec!r} cannot be summed"
             raise ThriftyError(told, where=WHERE, hint="take how='auto'")
+        alone = isinstance(codec, LowRank) and how == "auto" and within is None
+        if not alone and any(isinstance(stage, LowRank) for stage in codec.stages):
+            hint = "it sums the factors of whole matrices in a route of its own: without chain, how and within"
+            raise ThriftyError("LowRank is exchanged alone", where=WHERE, hint=hint)
         self.codec, self.warmup, self.seed = codec, warmup, seed
         self.feedback = feedback if feeds_back(codec) else None
         self._wire = Wire(group, timeout_seconds)
@@ -81,6 +87,7 @@ class Exchange:
         self._own = Kept(store)  # errors of what this rank hands in, or its estimate
         self._server = Kept(store)  # errors of the part that this rank sums
         self._common = Kept()  # the mean of all estimates, which every rank has in the same bits
+        self._bases = Kept()  # of LowRank, the same on every rank
         self._rounds: dict[str, int] = {}
         self._agreed: set[Unit] = set()
         self._fifo = Fifo()
@@ -98,9 +105,7 @@ class Exchange:
         Raises:
             ThriftyError: a rank died or was too late, has another codec or other tensors, or a payload is broken.
         """
-        pending = self.start(tensors)
-        self._started.pop()
-        self._wait(pending)
+        self._wait(self.submit(tensors))
 
     def start(self, tensors: Mapping[str, Tensor]) -> Pending:
         """`mean` in the background, one after the other. The tensors are not to be touched until `wait` returns.
@@ -108,11 +113,15 @@ class Exchange:
         Raises:
             ThriftyError: a tensor that is not fp32, bf16 or fp16.
         """
-        mine = local(tensors)
-        event = torch.cuda.current_stream().record_event() if any(t.is_cuda for t in mine.values()) else None
-        pending = self._fifo.submit(lambda: self._run(mine, event))
+        pending = self.submit(tensors)
         self._started.append(pending)
         return pending
+
+    def submit(self, tensors: Mapping[str, Tensor]) -> Pending:
+        """`start`, for who waits for it alone: `wait` does not."""
+        mine = local(tensors)
+        event = torch.cuda.current_stream().record_event() if any(t.is_cuda for t in mine.values()) else None
+        return self._fifo.submit(lambda: self._run(mine, event))
 
     def wait(self) -> None:
         """Returns when all that was started has ended.
@@ -139,24 +148,24 @@ class Exchange:
         everybody = self._wire.gather(torch.tensor([number])).view(-1)
         return (everybody != everybody[0]).nonzero().view(-1).tolist()
 
-    def messages(self, numels: int | Sequence[int]) -> list[Message]:
-        """The collectives of one unit of so many values, or of tensors of so many values each."""
-        sizes = [numels] if isinstance(numels, int) else list(numels)
+    def messages(self, shapes: int | Sequence[int | Sequence[int]]) -> list[Message]:
+        """The collectives of one unit of so many values, or of tensors of such sizes or shapes."""
+        sizes = [shapes] if isinstance(shapes, int) else list(shapes)
         within = self._island.size if self._island else 1
         wire = self._wire
         stages = self.codec.descriptions()
         return messages(stages, sizes, wire.size, route=self.route, rank=wire.rank, within=within)
 
-    def predicted_bytes(self, numels: int | Sequence[int]) -> int:
-        """Bytes that this rank sends for one unit of so many values, or of tensors of so many values each.
+    def predicted_bytes(self, shapes: int | Sequence[int | Sequence[int]]) -> int:
+        """Bytes that this rank sends for one unit of so many values, or of tensors of such sizes or shapes.
 
         An upper bound where the codec's `exact_size` is false.
         """
-        return sent_bytes(self.messages(numels))
+        return sent_bytes(self.messages(shapes))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next mean depends on; each rank has its own."""
-        kept = {"own": self._own, "server": self._server, "common": self._common}
+        kept = {"own": self._own, "server": self._server, "common": self._common, "basis": self._bases}
         state = {f"{part}/{name}": values for part, one in kept.items() for name, values in one.state_dict().items()}
         return state | {f"rounds/{name}": torch.tensor(many) for name, many in self._rounds.items()}
 
@@ -166,7 +175,7 @@ class Exchange:
         Raises:
             ThriftyError: not a state of an exchange.
         """
-        parts: dict[str, dict[str, Tensor]] = {"own": {}, "server": {}, "common": {}, "rounds": {}}
+        parts: dict[str, dict[str, Tensor]] = {"own": {}, "server": {}, "common": {}, "basis": {}, "rounds": {}}
         for key, values in state.items():
             part, _, name = key.partition("/")
             if part not in parts:
@@ -175,6 +184,7 @@ class Exchange:
         self._own.load_state_dict(parts["own"])
         self._server.load_state_dict(parts["server"])
         self._common.load_state_dict(parts["common"])
+        self._bases.load_state_dict(parts["basis"])
         self._rounds = {name: int(many) for name, many in parts["rounds"].items()}
         self._agreed.clear()
 
@@ -188,7 +198,7 @@ class Exchange:
     @property
     def kept_bytes(self) -> int:
         """Memory that error feedback takes on this rank."""
-        return self._own.nbytes + self._server.nbytes + self._common.nbytes
+        return self._own.nbytes + self._server.nbytes + self._common.nbytes + self._bases.nbytes
 
     def close(self) -> None:
         """Ends the thread and the process groups, when what was started has ended."""
@@ -214,43 +224,14 @@ class Exchange:
         if self.ranks == 1:
             return
         straight = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        flat = {name: tensor.view(-1) for name, tensor in straight.items()}
         if self._island and self._island.size > 1:
-            self._over_islands(flat)
+            flat = {name: tensor.view(-1) for name, tensor in straight.items()}
+            over_islands(self._island, flat, self._over_group)
         else:
-            self._over_group(flat)
+            self._over_group(straight)
         for name, tensor in tensors.items():
             if straight[name] is not tensor:
                 tensor.copy_(straight[name])
-
-    def _over_islands(self, tensors: dict[str, Tensor]) -> None:
-        """Mean of the island, of one slice each; mean of the slices over islands; slices to the island again."""
-        island = self._island
-        assert island is not None
-        unit = Unit(tuple(tensors), tuple(tensor.numel() for tensor in tensors.values()), island.size)
-        widest = max(unit.sizes)
-        flat = unit.joined(list(tensors.values()))
-        parts = flat.new_zeros(island.size, widest + 1)  # the last value says whether the rank has failed
-        for row, values in zip(parts, flat.split(unit.sizes), strict=True):
-            row[: values.numel()] = values
-        mine = island.reduce_scatter(parts[:, :widest]) / island.size
-        slices = unit.of_part(island.rank)
-        values = slices.split(mine[: slices.numel])
-        failure: ThriftyError | None = None
-        try:
-            self._over_group(dict(zip(unit.names, values, strict=True)))
-        except ThriftyError as error:
-            failure = error
-        row = parts.new_zeros(widest + 1)
-        row[: slices.numel] = slices.joined(values)
-        row[-1] = float(failure is not None)
-        whole = island.gather(row)
-        if failure is not None:
-            raise failure
-        failed = whole[:, -1].nonzero().view(-1).tolist()
-        if failed:
-            raise ThriftyError(f"the exchange between islands failed on rank {failed[0]} of this island", where=WHERE)
-        unit.split(torch.cat([row[:size] for row, size in zip(whole, unit.sizes, strict=True)]), list(tensors.values()))
 
     def _over_group(self, tensors: dict[str, Tensor]) -> None:
         if self._wire.size == 1:
@@ -258,12 +239,14 @@ class Exchange:
         parts = self._wire.size if self.route == "all_to_all" else 1
         unit = Unit(tuple(tensors), tuple(tensor.numel() for tensor in tensors.values()), parts)
         self._agree(unit)
-        x = unit.joined(list(tensors.values()))
+        flats = [tensor.view(-1) for tensor in tensors.values()]
+        shapes = [tensor.shape for tensor in tensors.values()]
+        x = unit.joined(flats)
         if not finite(x):
             x.fill_(float("nan"))  # visible whatever the codec leaves out; then nobody's errors change
         done = min((self._rounds.get(name, 0) for name in unit.names), default=0)
-        result = self._plain(unit, x) if done < self.warmup else self._encoded(unit, x, self._seed_of(unit, done))
-        unit.split(result, list(tensors.values()))
+        result = self._plain(unit, x) if done < self.warmup else self._encoded(unit, x, shapes, done)
+        unit.split(result, flats)
         for name in unit.names:
             self._rounds[name] = self._rounds.get(name, 0) + 1
 
@@ -274,13 +257,13 @@ class Exchange:
             self._common.keep(unit, mean)
         return mean
 
-    def _encoded(self, unit: Unit, x: Tensor, seed: int) -> Tensor:
-        how = self.feedback
+    def _encoded(self, unit: Unit, x: Tensor, shapes: Sequence[Sequence[int]], done: int) -> Tensor:
+        how, seed = self.feedback, self._seed_of(unit, done)
         if how is None:
-            return self._route(unit, x, seed).mean
+            return self._route(unit, x, shapes, seed).mean
         kept = self._own.joined(unit, x.device)
         handed = x - kept if how.kind == "ef21" else x.add(kept, alpha=how.decay)
-        sent = self._route(unit, handed, seed)
+        sent = self._route(unit, handed, shapes, seed)
         if not finite(sent.mean):
             return sent.mean
         assert sent.own is not None
@@ -294,7 +277,9 @@ class Exchange:
         self._common.keep(unit, mean)
         return mean
 
-    def _route(self, unit: Unit, x: Tensor, seed: int) -> Sent:
+    def _route(self, unit: Unit, x: Tensor, shapes: Sequence[Sequence[int]], seed: int) -> Sent:
+        if isinstance(self.codec, LowRank):
+            return by_low_rank(self._wire, self.codec.rank, self._bases, unit, x, shapes, seed)
         wants_own = self.feedback is not None
         if self.route == "all_reduce":
             return by_all_reduce(self._wire, self.codec, x, seed, wants_own)
@@ -325,9 +310,9 @@ class Exchange:
         for place, what in enumerate(AGREED):
             others = (everybody[:, place] != everybody[0, place]).nonzero().view(-1).tolist()
             if others:
-                mine = {"codec": self.codec, "settings": told[1], "tensors": unit.names, "state": rounds}[what]
+                mine = (self.codec, told[1], unit.names, rounds)[place]
                 raise ThriftyError(
-                    f"rank {others[0]} of the group has another {what} than rank 0",
+                    f"rank {others[0]} and rank 0 of the group differ in {what}",
                     where=WHERE,
                     hint=f"give every rank the same; here: {str(mine)[:200]}",
                 )

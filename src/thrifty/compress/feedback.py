@@ -77,7 +77,7 @@ class Kept:
         """
         if not any(name in self._of for name in unit.names):
             return torch.zeros(unit.numel, device=device)
-        return unit.joined([self._get(name, numel) for name, numel in zip(unit.names, unit.numels, strict=True)])
+        return unit.joined([self.get(name, numel) for name, numel in zip(unit.names, unit.numels, strict=True)])
 
     def keep(self, unit: Unit, flat: Tensor) -> None:
         """Takes the flat tensor of a unit apart and keeps it."""
@@ -90,7 +90,12 @@ class Kept:
     def clear(self) -> None:
         self._of.clear()
 
-    def _get(self, name: str, numel: int) -> Tensor | None:
+    def get(self, name: str, numel: int) -> Tensor | None:
+        """What is kept of one tensor, in fp32; none if nothing is.
+
+        Raises:
+            ThriftyError: kept of a tensor of another size.
+        """
         kept = self._of.get(name)
         if kept is None:
             return None
@@ -99,7 +104,7 @@ class Kept:
             told = f"{values.numel()} values of error are kept, and {numel} are exchanged"
             hint = "the layout has changed since: reset() starts without errors"
             raise ThriftyError(told, where=name, hint=hint)
-        return values
+        return values.float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """By name; int8 as codes, and their scales under `name#scales`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from thrifty.compress.codec import Codec, chain
 from thrifty.compress.entropy import Zstd
+from thrifty.compress.lowrank import LowRank
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, TopK
-from thrifty.spec.codec import BlocksStage, RandomKStage, Stage, TopKStage, ZstdStage, stages_of
+from thrifty.spec.codec import BlocksStage, LowRankStage, RandomKStage, Stage, TopKStage, ZstdStage, stages_of
 
 
 def codec_of(text: str) -> Codec:
@@ -24,6 +25,8 @@ def _made(stage: Stage) -> Codec:
             return TopK(density, chunk)
         case RandomKStage(every):
             return RandomK(every)
+        case LowRankStage(rank):
+            return LowRank(rank)
         case BlocksStage(form, block):
             return Blockwise(form, block)
         case ZstdStage(level):

@@ -64,31 +64,60 @@ def by_all_to_all(
     Args:
         kept: added to the mean before the second hop, whose error then comes back as `server`.
     """
-    sizes = [_known_size(codec, part) for part in parts]
-    encoded = [_encoded(codec, part, _seed(seed, wire.rank), size) for part, size in zip(parts, sizes, strict=True)]
-    failure = next((error for _, error in encoded if error is not None), None)
-    received = wire.swap_bytes([buffer for buffer, _ in encoded], sizes[wire.rank])
-    mine = parts[wire.rank]
-    second = torch.zeros(sizes[wire.rank] or 1, dtype=torch.uint8)  # no payload: tells the others that there is none
+    first = _first_hop(wire, codec, parts, seed)
+    mine, failure, known = parts[wire.rank], first.failure, first.sizes
+    size = known[wire.rank] if known else None
+    second = torch.zeros(size or 1, dtype=torch.uint8)  # no payload: tells the others that there is none
     total = mine
-    try:
-        total = _summed(codec, received, mine, None)[0].mul_(1.0 / wire.size)
-        if kept is not None:
-            total.add_(kept)
+    if first.total is not None:
+        total = first.total if kept is None else first.total.add_(kept)
         if failure is None:
-            second, failure = _encoded(codec, total, _seed(seed, wire.size + wire.rank), sizes[wire.rank])
-    except ThriftyError as error:
-        failure = failure or error
-    known = None if any(size is None for size in sizes) else [size or 0 for size in sizes]
+            second, failure = _encoded(codec, total, _seed(seed, wire.size + wire.rank), size)
     buffers = wire.gather_bytes(second, known)
     if failure is not None:
         raise failure
     means = [_decoded(codec, one, part, rank) for rank, (one, part) in enumerate(zip(buffers, parts, strict=True))]
-    own = None
-    if wants_own:
-        own = torch.cat([_decoded(codec, one, part, wire.rank) for (one, _), part in zip(encoded, parts, strict=True)])
+    own = _own(wire, codec, first, parts) if wants_own else None
     server = total.sub_(means[wire.rank]) if kept is not None else None
     return Sent(torch.cat(means), own, server)
+
+
+def scattered(wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int, wants_own: bool = False) -> Sent:
+    """The first hop alone: the mean of this rank's part. Others hear of a failure when the next collective fails."""
+    first = _first_hop(wire, codec, parts, seed)
+    if first.failure is not None or first.total is None:
+        raise first.failure or ThriftyError("no payload could be read", where=WHERE)
+    return Sent(first.total, _own(wire, codec, first, parts) if wants_own else None)
+
+
+@dataclass(frozen=True)
+class _Hop:
+    """Payloads of this rank, the mean of its part of everybody's, or what went wrong; payload bytes where known."""
+
+    encoded: list[Tensor]
+    total: Tensor | None
+    failure: ThriftyError | None
+    sizes: list[int] | None
+
+
+def _first_hop(wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int) -> _Hop:
+    sizes = [_known_size(codec, part) for part in parts]
+    encoded = [_encoded(codec, part, _seed(seed, wire.rank), size) for part, size in zip(parts, sizes, strict=True)]
+    failure = next((error for _, error in encoded if error is not None), None)
+    buffers = [buffer for buffer, _ in encoded]
+    received = wire.swap_bytes(buffers, sizes[wire.rank])
+    total = None
+    try:
+        total = _summed(codec, received, parts[wire.rank], None)[0].mul_(1.0 / wire.size)
+    except ThriftyError as error:
+        failure = failure or error
+    known = [size for size in sizes if size is not None]
+    return _Hop(buffers, total, failure, known if len(known) == len(sizes) else None)
+
+
+def _own(wire: Wire, codec: Codec, first: _Hop, parts: Sequence[Tensor]) -> Tensor:
+    """What this rank's payloads decode to."""
+    return torch.cat([_decoded(codec, one, part, wire.rank) for one, part in zip(first.encoded, parts, strict=True)])
 
 
 def _summed(

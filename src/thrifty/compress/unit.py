@@ -61,9 +61,9 @@ class Unit:
                 flat[here] = source[there]
         return flat
 
-    def split(self, flat: Tensor, into: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+    def split(self, flat: Tensor, into: Sequence[Tensor] | None = None) -> list[Tensor]:
         """The one-dimensional tensors of a flat one, written to those given."""
-        into = [flat.new_empty(values) for values in self.numels] if into is None else into
+        into = [flat.new_empty(values) for values in self.numels] if into is None else list(into)
         for place, there, here in self._pieces():
             into[place][there] = flat[here]
         return into

@@ -1,11 +1,12 @@
 """What one rank sends to take the mean of encoded tensors over a group: for the exchange and for whoever prices it.
 
-Three routes, for W ranks, N values and a payload of P(N) bytes:
+Four routes, for W ranks, N values and a payload of P(N) bytes:
 
     all_reduce  linear codecs: encoded values are summed on their way       2 (W - 1)/W P
     all_gather  every payload to every rank, which sums them in fp32         (W - 1) P
     all_to_all  part j of each rank's values to rank j, fp32 sum there,      2 (W - 1)/W P
                 encoded again and gathered
+    low_rank    two all_reduces: of P and whole tensors, and of Q           2 (W - 1)/W of each
 
 Two ranks send the same either way, so that the single hop wins. The second hop of sparse payloads would hold the places
 of all ranks, W times as many, or drop most of them: sparse codecs are gathered up to `SPARSE_RANKS`.
@@ -19,10 +20,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from thrifty.cost.payload import HEADER_BYTES, LENGTH_BYTES, payload_bytes
-from thrifty.spec.codec import RandomKStage, Stage, TopKStage, ZstdStage
+from thrifty.cost.payload import HEADER_BYTES, LENGTH_BYTES, factored, payload_bytes
+from thrifty.spec.codec import LowRankStage, RandomKStage, Stage, TopKStage, ZstdStage
 
-Route = Literal["all_reduce", "all_gather", "all_to_all"]
+Route = Literal["all_reduce", "all_gather", "all_to_all", "low_rank"]
 ROUTES: tuple[Route, ...] = ("all_reduce", "all_gather", "all_to_all")
 LINEAR = (RandomKStage,)
 SPARSE = (TopKStage, RandomKStage)
@@ -52,6 +53,8 @@ def linear(stages: Sequence[Stage]) -> bool:
 
 def route_of(stages: Sequence[Stage], ranks: int) -> Route:
     """The route that sends the fewest bytes, in the fewest hops."""
+    if any(isinstance(stage, LowRankStage) for stage in stages):
+        return "low_rank"
     if linear(stages):
         return "all_reduce"
     sparse = any(isinstance(stage, SPARSE) for stage in stages)
@@ -71,7 +74,7 @@ def part_sizes(numels: Sequence[int], parts: int) -> list[int]:
 
 def messages(
     stages: Sequence[Stage],
-    numels: Sequence[int],
+    shapes: Sequence[int | Sequence[int]],
     ranks: int,
     *,
     route: Route | None = None,
@@ -82,14 +85,15 @@ def messages(
 
     Args:
         stages: of the codec.
-        numels: values of each tensor of the unit.
+        shapes: of each tensor of the unit, or how many values it has, where the codec needs no matrix.
         ranks: of the group that the payloads cross.
         route: `route_of` by default.
         rank: in that group: parts may differ by a value for each tensor.
-        within: ranks of the island, which takes its own plain mean first; `numels` are then of the whole tensors.
+        within: ranks of the island, which takes its own plain mean first; `shapes` are then of the whole tensors.
 
     Sizes of payloads behind zstandard are upper bounds.
     """
+    numels = [shape if isinstance(shape, int) else math.prod(shape) for shape in shapes]
     if within > 1:
         slices = [cut(values, 0, within)[1] for values in numels]
         widest = 4 * max(part_sizes(numels, within))
@@ -107,6 +111,9 @@ def messages(
         case "all_gather":
             size = payload_bytes(stages, (sum(numels),))
             return [*_sizes("all_gather", 1, others, variable), Message("all_gather", size, float(others * size))]
+        case "low_rank":
+            (rank_of_factors,) = [stage.rank for stage in stages if isinstance(stage, LowRankStage)]
+            return _low_rank(rank_of_factors, shapes, ranks)
         case "all_to_all":
             parts = [payload_bytes(stages, (values,)) for values in part_sizes(numels, ranks)]
             away = sum(parts) - parts[rank]
@@ -116,6 +123,16 @@ def messages(
                 *_sizes("all_gather", 1, others, variable),
                 Message("all_gather", max(parts), float(others * max(parts))),
             ]
+
+
+def _low_rank(rank: int, shapes: Sequence[int | Sequence[int]], ranks: int) -> list[Message]:
+    first = second = 0
+    for shape in shapes:
+        whole = (shape,) if isinstance(shape, int) else shape
+        rows, columns = factored(whole, rank) or (0, 0)
+        first += rank * rows if rows else math.prod(whole)
+        second += rank * columns
+    return [Message("all_reduce", 4 * many, 2 * (ranks - 1) / ranks * 4 * many) for many in (first, second) if many]
 
 
 def _sizes(kind: str, handed: int, others: int, variable: bool) -> list[Message]:

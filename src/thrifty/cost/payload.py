@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.spec.codec import BlocksStage, RandomKStage, Stage, TopKStage, ZstdStage
+from thrifty.spec.codec import BlocksStage, LowRankStage, RandomKStage, Stage, TopKStage, ZstdStage
 from thrifty.spec.formats import SCALE_BITS, BlockFormat
 
 # Magic, version, number of parts, CRC-32 of all behind it, CRC-32 of the codec's description, seed, number of values.
@@ -60,8 +60,23 @@ def index_bytes(chunks: int, chunk: int, keep: int) -> int:
     return tail_block(chunks * keep) * low // 8 + chunks * math.ceil(high / 8)
 
 
-def after(stage: Stage, values: int, bits: int) -> Size:
-    """What `stage` makes of `values` of `bits` each. For zstandard it is a bound, exact for every other stage."""
+def factored(shape: Sequence[int], rank: int) -> tuple[int, int] | None:
+    """Rows and columns of a tensor as a matrix whose two factors are at most half of it; none where they are not.
+
+    Rows are its first dimension, as in PowerSGD: Vogels et al., arXiv:1905.13727.
+    """
+    if len(shape) < 2:
+        return None
+    rows, columns = shape[0], math.prod(shape[1:])
+    return (rows, columns) if rows * columns >= 2 * rank * (rows + columns) > 0 else None
+
+
+def after(stage: Stage, values: int, bits: int, shape: Sequence[int] = ()) -> Size:
+    """What `stage` makes of `values` of `bits` each. For zstandard it is a bound, exact for every other stage.
+
+    Args:
+        shape: of the tensor, for a stage that needs the matrix.
+    """
     match stage:
         case TopKStage(density, chunk):
             whole, rest = divmod(values, chunk)
@@ -70,6 +85,9 @@ def after(stage: Stage, values: int, bits: int) -> Size:
             return Size(whole * keep + keep_rest, bits, (places,))
         case RandomKStage(every):
             return Size(math.ceil(values / every), bits)
+        case LowRankStage(rank):
+            matrix = factored(shape, rank)
+            return Size(rank * sum(matrix) if matrix else values, bits)
         case BlocksStage(form, block):
             codes, scales = block_bytes(values, form, block)
             return Size(codes, 8, (scales,))
@@ -88,7 +106,7 @@ def payload_bytes(stages: Sequence[Stage], shape: Sequence[int], *, value_bits: 
     values, bits, beside = math.prod(shape), value_bits, 0
     parts = 1
     for stage in stages:
-        size = after(stage, values, bits)
+        size = after(stage, values, bits, shape)
         values, bits = size.values, size.bits
         beside, parts = beside + sum(size.beside), parts + len(size.beside)
     return HEADER_BYTES + LENGTH_BYTES * parts + beside + values * bits // 8

@@ -2,6 +2,7 @@
 
 A codec is a chain of stages, first to last. The text has one name for each, joined by `+`:
 
+    lowrank(RANK)             two thin factors of each matrix; only first
     topk(DENSITY[, CHUNK])    the largest magnitudes of each chunk
     randomk(EVERY)            one value of each run, drawn by seed
     int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 uniform(STEP)    a block format
@@ -37,6 +38,13 @@ class RandomKStage:
 
 
 @dataclass(frozen=True)
+class LowRankStage:
+    """Two factors of `rank` columns for each matrix where they are at most half of it, and other tensors whole."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
 class BlocksStage:
     """Codes in a block format."""
 
@@ -51,7 +59,7 @@ class ZstdStage:
     level: int = 1
 
 
-Stage = TopKStage | RandomKStage | BlocksStage | ZstdStage
+Stage = TopKStage | RandomKStage | LowRankStage | BlocksStage | ZstdStage
 
 
 def _blocks(name: str) -> BlocksStage:
@@ -67,6 +75,7 @@ def _uniform(step: float) -> BlocksStage:
 _MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by name: maker, arguments, how many it needs
     "topk": (TopKStage, (float, int), 1),
     "randomk": (RandomKStage, (int,), 1),
+    "lowrank": (LowRankStage, (int,), 1),
     "uniform": (_uniform, (float,), 1),
     "zstd": (ZstdStage, (int,), 0),
 }
