@@ -210,6 +210,7 @@ def test_fan_out_of_a_gather_grows_with_the_islands():
         ({"quorum": 0.0}, "a quorum of 0"),
         ({"quorum": 0.5}, "no ring"),
         ({"codec": "int8"}, "encoded values of int8 cannot be summed"),
+        ({"codec": "lowrank(4)", "route": "all_gather"}, "low rank goes by the shapes"),
         ({"route": "all_gather"}, "plain values are summed in a ring"),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from thrifty.cost.exchange import Route, linear, messages
 from thrifty.cost.island_links import Island, Limit, everyone_to_everyone, ring
-from thrifty.spec.codec import stages_of
+from thrifty.spec.codec import LowRankStage, stages_of
 from thrifty.spec.errors import ThriftyError
 
 WARM_UP = 3  # rounds before counting: who runs ahead has been stopped by then
@@ -73,7 +73,11 @@ class Scheme:
             )
         if self.codec is None and self.route != "all_reduce":
             raise ThriftyError("plain values are summed in a ring", hint="route all_reduce, or a codec")
-        if self.codec is not None and self.route == "all_reduce" and not linear(stages_of(self.codec)):
+        stages = stages_of(self.codec) if self.codec is not None else ()
+        if self.route == "low_rank" or any(isinstance(stage, LowRankStage) for stage in stages):
+            hint = "any other codec, with route all_to_all or all_gather"
+            raise ThriftyError("low rank goes by the shapes of matrices, and only their size is known here", hint=hint)
+        if stages and self.route == "all_reduce" and not linear(stages):
             raise ThriftyError(
                 f"encoded values of {self.codec} cannot be summed", hint="route all_to_all or all_gather"
             )

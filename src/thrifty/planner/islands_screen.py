@@ -178,7 +178,8 @@ def _schemes(given: Islands, islands: tuple[Island, ...]) -> dict[str, Scheme]:
     if streams:
         found["  streaming"] = replace(rare, fragments=given.fragments, delay=given.delay)
     if given.quorum < 1:
-        found[f"  quorum {given.quorum:.0%}"] = replace(rare, quorum=given.quorum, gather="direct")
+        apart: Route = "all_gather" if route == "all_reduce" else route  # a sum on the way waits for all
+        found[f"  quorum {given.quorum:.0%}"] = replace(rare, quorum=given.quorum, gather="direct", route=apart)
     if len({one.compute_s for one in islands}) > 1:
         by_speed = replace(rare, by_speed=True)
         found["  own steps by speed"] = by_speed
