@@ -84,7 +84,7 @@ def test_keys_reach_the_figures(run):
     parts = read(run, "--set", "route=all_to_all")["schemes"]
     assert parts[key]["islands"]["lab"]["sent_bytes_per_round"]["value"] < sent[0] / 4
     summed = read(run, "--set", "codec=randomk(64)")["schemes"]
-    assert summed["every step, codec"]["islands"]["rack"]["sent_bytes_per_round"]["value"] < sent[0] / 4
+    assert summed["every step, codec"]["islands"]["rack"]["sent_bytes_per_round"]["value"] < sent[0] / 1.5
     catalog = read(run, "--set", "parameters=null", "--set", "model=llama-3.2-1b")
     assert 1.2e9 < catalog["parameters"] < 1.3e9
     assert "  streaming" not in read(run, "--set", "fragments=1", "--set", "delay=0")["schemes"]
