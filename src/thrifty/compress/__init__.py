@@ -5,6 +5,7 @@ from thrifty.compress.entropy import Zstd
 from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
+from thrifty.compress.fsdp import fsdp_hook, fsdp_reduce_scatter
 from thrifty.compress.hooks import Overlap, ddp_hook, overlap_hooks
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
 from thrifty.compress.lowrank import LowRank
@@ -34,6 +35,8 @@ __all__ = [
     "chain",
     "codec_of",
     "ddp_hook",
+    "fsdp_hook",
+    "fsdp_reduce_scatter",
     "overlap_hooks",
     "uniform",
 ]
