@@ -4,8 +4,8 @@
 
 Ranks of one machine are islands: each has a link of its own rate, sleeps as long as its inner step is to take, and
 keeps to the others by `LocalSteps` over an `Exchange`. What `thrifty.cost.islands` says of them is computed from rates,
-delays, sleeps and the seconds that a rank takes to encode and decode; those are measured before, with all ranks at it.
-Payload is turned into bytes on the link by `thrifty.cost.wire`.
+delays, sleeps, and the seconds that an exchange takes on links without limit, which a run before it measures: encoding,
+decoding, sums, gloo. Payload is turned into bytes on the link by `thrifty.cost.wire`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from thrifty.cost.islands import Scheme, hops, simulate
 from thrifty.cost.wire import wire_share
 
 RESULTS = Path(__file__).parent / "results"
-GLOO_LATENCY = 400e-6  # seconds of one collective between two processes of a machine; as in `trainer/local.py`
 WARM_UP = 2  # rounds
 TENSORS = 8
 
@@ -37,7 +36,7 @@ class Arm:
     """Islands and how they keep together; one rate and one sleep for each."""
 
     name: str
-    rates: tuple[str, ...]
+    rates: tuple[str | None, ...]
     compute_s: tuple[float, ...]
     scheme: Scheme
     values: int = 1_000_000
@@ -74,7 +73,7 @@ ARMS = (
 
 
 def worker(asked: dict[str, Any]) -> None:
-    """One island: prints its seconds a round, and those of encoding and decoding."""
+    """One island: prints its seconds a round."""
     import torch
     import torch.distributed as dist
 
@@ -114,59 +113,41 @@ def worker(asked: dict[str, Any]) -> None:
     print(json.dumps({"round_s": took / asked["rounds"]}))
 
 
-def coder(asked: dict[str, Any]) -> None:
-    """What a rank computes for an exchange of the whole model, with nothing sent."""
-    import torch
-
-    from thrifty.compress import Identity, codec_of
-
-    torch.set_num_threads(1)
-    scheme, ranks = asked["scheme"], len(asked["rates"])
-    codec = Identity() if scheme["codec"] is None else codec_of(scheme["codec"])
-    parts = ranks if scheme["route"] == "all_to_all" else 1
-    x = torch.randn(asked["values"] // parts)
-    found = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        flat = torch.cat([x] * parts)  # tensors into one, and back
-        for _ in range(1 if parts == 1 else parts + 1):
-            payload = codec.encode(x)
-            payload.to_buffer()
-        for _ in range({"all_reduce": 1, "all_gather": ranks}.get(scheme["route"], 3 * ranks)):
-            codec.decode(payload, like=x)
-        flat.clone()
-        found.append(time.perf_counter() - begin)
-    print(json.dumps({"coding_s": statistics.median(found[2:])}))
-
-
-def launched(arm: Arm, role: str) -> tuple[list[dict[str, Any]], list[int], list[int]]:
-    """What every rank printed, and the bytes that it sent and received."""
+def launched(arm: Arm) -> tuple[list[float], list[int], list[int]]:
+    """Seconds a round by each rank, and the bytes that it sent and received."""
     # Compiling kernels would take longer than the run.
     environment = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    links = (None, None) if role == "coder" else (list(arm.rates), arm.delay)
-    with netlab(len(arm.rates), *links) as lab:
-        done = lab.launch([sys.executable, __file__, "--role", role, "--arm", json.dumps(asdict(arm))], environment)
+    with netlab(len(arm.rates), list(arm.rates), arm.delay) as lab:
+        done = lab.launch([sys.executable, __file__, "--worker", json.dumps(asdict(arm))], environment)
         if any(one.returncode for one in done):
             raise SystemExit("\n".join(f"rank {one.rank}: exit {one.returncode}\n{one.stderr}" for one in done))
-        return [json.loads(one.stdout.splitlines()[-1]) for one in done], lab.sent_bytes(), lab.received_bytes()
+        told = [json.loads(one.stdout.splitlines()[-1])["round_s"] for one in done]
+        return told, lab.sent_bytes(), lab.received_bytes()
+
+
+def free(arm: Arm) -> Arm:
+    """The same exchange of the whole model on links without limit, and nothing else."""
+    alone = replace(arm.scheme, local_steps=1, fragments=1, delay=0)
+    count = len(arm.rates)
+    return replace(arm, rates=(None,) * count, compute_s=(0.0,) * count, scheme=alone, delay=None, rounds=8)
 
 
 def measure(arm: Arm) -> dict[str, Any]:
     """One run of an arm beside its simulation."""
-    coding = [one["coding_s"] for one in launched(arm, "coder")[0]]
-    told, sent, received = launched(arm, "worker")
+    coding_s = statistics.mean(launched(free(arm))[0])
+    told, sent, received = launched(arm)
     share = wire_share(link=0 if arm.delay else 14)  # a TUN device has no Ethernet
     islands = []
-    for rank, (rate, compute, code) in enumerate(zip(arm.rates, arm.compute_s, coding, strict=True)):
-        bytes_per_s = bits_per_second(rate) / 8 / share
-        delay = seconds(arm.delay or "0s") + GLOO_LATENCY / 2
-        islands.append(Island(f"rank {rank}", compute, bytes_per_s, bytes_per_s, delay, coding_s=code))
+    for rank, (rate, compute) in enumerate(zip(arm.rates, arm.compute_s, strict=True)):
+        bytes_per_s = bits_per_second(rate or "") / 8 / share
+        delay = seconds(arm.delay or "0s")
+        islands.append(Island(f"rank {rank}", compute, bytes_per_s, bytes_per_s, delay, coding_s=coding_s))
     found = simulate(islands, arm.values, arm.scheme)
     payload = statistics.mean(found.sent) * (arm.rounds + WARM_UP) + at_the_end(arm)
     return {
-        "round_s": max(one["round_s"] for one in told),
+        "round_s": max(told),
         "predicted_round_s": found.seconds,
-        "coding_s": statistics.mean(coding),
+        "coding_s": coding_s,
         "limit": found.limit,
         "wire_bytes": statistics.mean([*sent, *received]),
         "predicted_wire_bytes": payload * share,
@@ -214,11 +195,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each arm, taken in turn")
     parser.add_argument("--only", help="arms whose name has this in it")
     parser.add_argument("--json", type=Path, default=RESULTS / "islands_netlab.json", help="where the result goes")
-    parser.add_argument("--role", choices=("worker", "coder"), help=argparse.SUPPRESS)
-    parser.add_argument("--arm", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.role:
-        {"worker": worker, "coder": coder}[asked.role](asked.arm)
+    if asked.worker:
+        worker(asked.worker)
         return
     arms = [arm for arm in ARMS if not asked.only or asked.only in arm.name]
     runs: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}

@@ -112,7 +112,7 @@ class Threads:
 
 @dataclass
 class _ThreadExchange:
-    """The exact mean. What is started is written only when it is waited for, so that nobody can read it early."""
+    """The exact mean. What is submitted is written only when it is waited for, so that nobody can read it early."""
 
     threads: Threads
     island: int
@@ -120,7 +120,7 @@ class _ThreadExchange:
     def odd_ranks(self, number: int) -> list[int]:
         return []
 
-    def start(self, tensors: Mapping[str, Tensor]) -> _Later:
+    def submit(self, tensors: Mapping[str, Tensor]) -> _Later:
         self.threads.handed[self.island] = {name: one.clone() for name, one in tensors.items()}
         self.threads.barrier.wait()
         handed = list(self.threads.handed)
@@ -131,7 +131,7 @@ class _ThreadExchange:
         return _Later(tensors, found)
 
     def mean(self, tensors: Mapping[str, Tensor]) -> None:
-        self.start(tensors).wait()
+        self.submit(tensors).wait()
 
 
 @dataclass

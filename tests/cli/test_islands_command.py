@@ -83,6 +83,8 @@ def test_keys_reach_the_figures(run):
     assert direct[key]["figures"]["round_seconds"] != base[key]["figures"]["round_seconds"]
     parts = read(run, "--set", "route=all_to_all")["schemes"]
     assert parts[key]["islands"]["lab"]["sent_bytes_per_round"]["value"] < sent[0] / 4
+    summed = read(run, "--set", "codec=randomk(64)")["schemes"]
+    assert summed["every step, codec"]["islands"]["rack"]["sent_bytes_per_round"]["value"] < sent[0] / 1.5
     catalog = read(run, "--set", "parameters=null", "--set", "model=llama-3.2-1b")
     assert 1.2e9 < catalog["parameters"] < 1.3e9
     assert "  streaming" not in read(run, "--set", "fragments=1", "--set", "delay=0")["schemes"]
@@ -96,6 +98,7 @@ def test_keys_reach_the_figures(run):
         ("up: 100Mbit/s", "up: 100GiB", ("islands.1.up", "measures bytes, not bytes per second")),
         ("up: 100Mbit/s", "up: 0", ("up must be above zero",)),
         ("topk(1/64) + means2", "topc(1/64)", ("codec", "no codec 'topc(1/64)'", "topk")),
+        ("topk(1/64) + means2", "lowrank(4)", ("low rank goes by the shapes of matrices",)),
         ("fragments: 5", "fragments: 201", ("201 fragments in 200 local steps",)),
         ("delay: 30", "delay: 200", ("a delay of 200 steps in a round of 200",)),
         ("parameters: 1B", "model: llama-3.2-1c", ("llama-3.2-1c", "'llama-3.2-1b'")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.compress import Blockwise, Codec, RandomK, TopK, Zstd, chain, codec_of, uniform
+from thrifty.compress import Blockwise, Codec, LowRank, RandomK, TopK, Zstd, chain, codec_of, uniform
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,8 @@ from thrifty.compress import Blockwise, Codec, RandomK, TopK, Zstd, chain, codec
         ("topk(1/64) + means2 + zstd", chain(TopK(1 / 64), Blockwise(2), Zstd())),
         ("randomk(64)", chain(RandomK(64))),
         ("int4", chain(Blockwise(4))),
+        ("lowrank(4)", LowRank(4)),
+        ("lowrank(4) + int8", chain(LowRank(4), Blockwise(8))),
         ("uniform(0.5)+zstd(3)", chain(Blockwise(uniform(0.5)), Zstd(3))),
     ],
 )

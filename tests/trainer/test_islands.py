@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ranks import losses, run
+from test_ranks import THRIFTY, losses, ranks_of, run, wait_for_steps
 
 from thrifty.planner.emit import write_plan
 from thrifty.spec import Plan
-from thrifty.trainer.run_folder import RunFolder
+from thrifty.trainer.checkpoint import check
+from thrifty.trainer.run_folder import RunFolder, finished_steps
 
 pytestmark = pytest.mark.dist
 Make = Callable[..., Plan]
@@ -74,3 +77,23 @@ def test_islands_hand_over_to_one_process_and_back(make_plan: Make, tmp_path: Pa
     assert losses(root)[-1] < losses(root)[0]
     done = run("generate", root, "--prompt", "the", "--tokens", 2)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["int4", "sparse"])
+def test_an_island_that_dies_ends_the_run_in_words_and_leaves_its_checkpoint(
+    make_plan: Make, tmp_path: Path, name: str
+) -> None:
+    plan = islands(make_plan, **EXCHANGES[name])
+    write_plan(make_plan(recipe=plan.recipe.model_dump(), steps=100_000), tmp_path / "plan.yaml")
+    command = [*THRIFTY, "train", str(tmp_path / "plan.yaml"), "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(tmp_path / "run", 15)
+    next(one for one in ranks_of(process, 2) if one.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 2, errors
+    assert "rank 1 was killed (SIGKILL)" in errors
+    assert "Traceback" not in errors
+    folder = RunFolder(tmp_path / "run").checkpoints
+    steps = finished_steps(folder)
+    assert steps
+    assert all(check(folder / f"step-{step:08d}") is None for step in steps)

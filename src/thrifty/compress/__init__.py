@@ -1,10 +1,11 @@
-"""Codecs of gradients, `chain(TopK(1 / 64), Blockwise(2), Zstd())`, and their exchange with error feedback."""
+"""Codecs of gradients, `chain(TopK(1 / 64), Blockwise(2), Zstd())`, their exchange, and local steps."""
 
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
 from thrifty.compress.exchange import Exchange
 from thrifty.compress.feedback import Feedback
 from thrifty.compress.fifo import Pending
+from thrifty.compress.fsdp import fsdp_hook, fsdp_reduce_scatter
 from thrifty.compress.hooks import Overlap, ddp_hook, overlap_hooks
 from thrifty.compress.local import AVERAGE, DILOCO, LocalSteps, Outer
 from thrifty.compress.lowrank import LowRank
@@ -16,6 +17,6 @@ from thrifty.quant import uniform
 
 __all__ = [
     "AVERAGE", "DILOCO", "Blockwise", "Codec", "Exchange", "Feedback", "Identity", "LocalSteps", "LowRank", "Outer",
-    "Overlap", "Payload", "Pending", "RandomK", "TopK", "Zstd", "chain", "codec_of", "ddp_hook", "overlap_hooks",
-    "uniform",
+    "Overlap", "Payload", "Pending", "RandomK", "TopK", "Zstd", "chain", "codec_of", "ddp_hook", "fsdp_hook",
+    "fsdp_reduce_scatter", "overlap_hooks", "uniform",
 ]  # fmt: skip

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from thrifty.compress.codec import Codec
 from thrifty.compress.exchange import Exchange, feeds_back, finite
@@ -116,6 +115,8 @@ def fsdp_reduce_scatter(
 
 
 def _units(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    from torch.distributed.fsdp import FSDPModule  # takes half a second to import
+
     found = [(name or "root", module) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     if not found:
         raise ThriftyError("no FSDP2 module in the model", where=WHERE, hint="fully_shard(model) first")

@@ -170,7 +170,7 @@ class LocalSteps:
             moved = self._moved(names)
             self._synchronised[part] = self._step
             if self.delay:
-                pending = self._exchange.start(moved)
+                pending = self._exchange.submit(moved)
                 self._under_way.append(_UnderWay(part, self._step + self.delay, moved, pending))
                 continue
             self._exchange.mean(moved)

@@ -115,10 +115,9 @@ def _first(error: BaseException) -> str:
 
 def _timeout_seconds(group: Any) -> float:
     """Of the group's own collectives."""
-    backend = group._get_backend(torch.device("cpu")) if "gloo" in dist.get_backend_config(group) else group
-    options = getattr(backend, "options", None)
-    found: timedelta = getattr(options, "_timeout", dist.default_pg_timeout)
-    return found.total_seconds()
+    device = torch.device("cpu" if "cpu" in dist.get_backend_config(group) else "cuda")
+    timeout: timedelta = group._get_backend(device).options._timeout
+    return timeout.total_seconds()
 
 
 def _of_its_own(ranks: list[int], timeout: timedelta) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from thrifty.cost.wire import transfer_seconds
+
 RING_EXACT = 256  # islands, up to which a ring is followed hop by hop: the work grows with their square
 
 
@@ -46,7 +48,7 @@ class Limit(NamedTuple):
 
 
 def everyone_to_everyone(
-    islands: Sequence[Island], ready: Sequence[float], senders: Sequence[int], payload: float
+    islands: Sequence[Island], ready: Sequence[float], senders: Sequence[int], payload: float, idle: bool = True
 ) -> tuple[list[float], Limit]:
     """Each sender gives every other island `payload` bytes of its own, all at once.
 
@@ -54,20 +56,27 @@ def everyone_to_everyone(
     once the last sender has ended, once its own link has let all through since the first byte could come, and once
     what came last is through.
 
+    Args:
+        idle: whether connections have been, and have to find the links' rates first.
+
     Returns:
         when each island has everything and has sent everything, and what the last one waited for.
     """
     n = len(islands)
     if n == 1 or not senders:
         return list(ready), Limit(0.0, "compute", max(range(n), key=ready.__getitem__))
-    sending = set(senders)
-    ends = _Extremes((ready[j] + (n - 1) * payload / islands[j].up + islands[j].latency_s, j) for j in senders)
+    farthest = max(one.latency_s for one in islands)
+    sending_s = {
+        j: transfer_seconds(payload, islands[j].up / (n - 1), islands[j].latency_s + farthest if idle else 0.0)
+        for j in senders
+    }
+    ends = _Extremes((ready[j] + sending_s[j] + islands[j].latency_s, j) for j in senders)
     begins = _Extremes((ready[j] + islands[j].latency_s, j) for j in senders)
     done, last, limit = [], max(ready), Limit(0.0, "compute", max(range(n), key=ready.__getitem__))
     for i, island in enumerate(islands):
-        own = i in sending
+        own = i in sending_s
         incoming = (len(senders) - own) * payload
-        found = [(ready[i] + (n - 1) * payload / island.up if own else ready[i], "up-link", i)]
+        found = [(ready[i] + (sending_s[i] if own else 0.0), "up-link", i)]
         if incoming:
             slowest, who = ends.most_but(i)
             found.append((slowest + island.latency_s, "up-link", who))
@@ -94,11 +103,16 @@ class _Extremes:
         return self.least[0] if self.least[0][1] != owner else self.least[1]
 
 
-def ring(islands: Sequence[Island], ready: Sequence[float], piece: float, times: int) -> tuple[list[float], Limit]:
+def ring(
+    islands: Sequence[Island], ready: Sequence[float], piece: float, times: int, idle: bool = True
+) -> tuple[list[float], Limit]:
     """So many times each passes a piece of so many bytes on to the next: an all-reduce, or gloo's all-gather.
 
     Up to RING_EXACT islands every hop is followed: a piece leaves once it has come and the piece before it is out.
     Beyond, an upper bound: all wait for the last to be ready, and for the slowest hop each time.
+
+    Args:
+        idle: whether connections have been, and have to find the links' rates first.
     """
     n = len(islands)
     last = max(ready)
@@ -107,15 +121,16 @@ def ring(islands: Sequence[Island], ready: Sequence[float], piece: float, times:
     rates = [min(one.up, islands[(i + 1) % n].down) for i, one in enumerate(islands)]
     through = [piece / rate for rate in rates]
     delays = [one.latency_s + islands[(i + 1) % n].latency_s for i, one in enumerate(islands)]
+    first = [transfer_seconds(piece, rate, d) for rate, d in zip(rates, delays, strict=True)] if idle else through
     slowest = max(range(n), key=lambda i: through[i] + delays[i])
     down = islands[(slowest + 1) % n].down < islands[slowest].up
     part, who = ("down-link", (slowest + 1) % n) if down else ("up-link", slowest)
     if n > RING_EXACT:
-        done = [last + times * (through[slowest] + delays[slowest])] * n
+        done = [last + max(first) - min(through) + times * (through[slowest] + delays[slowest])] * n
         return done, Limit(done[0] - last, part, who)
     out, here = list(ready), list(ready)  # when i's last piece was out, and when i has what it passes on next
-    for _ in range(times):
-        out = [max(a, b) + t for a, b, t in zip(out, here, through, strict=True)]
+    for turn in range(times):
+        out = [max(a, b) + t for a, b, t in zip(out, here, through if turn else first, strict=True)]
         came = [a + d for a, d in zip(out, delays, strict=True)]
         here = [max(a, b) for a, b in zip(here, came[-1:] + came[:-1], strict=True)]
     done = [max(a, b) for a, b in zip(out, here, strict=True)]

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from thrifty.cost.exchange import Route, linear, messages
 from thrifty.cost.island_links import Island, Limit, everyone_to_everyone, ring
-from thrifty.spec.codec import stages_of
+from thrifty.spec.codec import LowRankStage, stages_of
 from thrifty.spec.errors import ThriftyError
 
 WARM_UP = 3  # rounds before counting: who runs ahead has been stopped by then
@@ -73,7 +73,11 @@ class Scheme:
             )
         if self.codec is None and self.route != "all_reduce":
             raise ThriftyError("plain values are summed in a ring", hint="route all_reduce, or a codec")
-        if self.codec is not None and self.route == "all_reduce" and not linear(stages_of(self.codec)):
+        stages = stages_of(self.codec) if self.codec is not None else ()
+        if self.route == "low_rank" or any(isinstance(stage, LowRankStage) for stage in stages):
+            hint = "any other codec, with route all_to_all or all_gather"
+            raise ThriftyError("low rank goes by the shapes of matrices, and only their size is known here", hint=hint)
+        if stages and self.route == "all_reduce" and not linear(stages):
             raise ThriftyError(
                 f"encoded values of {self.codec} cannot be summed", hint="route all_to_all or all_gather"
             )
@@ -183,10 +187,10 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
         begun, kept = min(ready[j] for j in senders), set(senders)
         ready = [there if j in kept else begun for j, there in enumerate(ready)]  # the others drop what they are at
     when, slow = list(ready), Limit(0.0, "compute", 0)
-    for kind, size in hops(scheme, values, len(senders)):
+    for hop, (kind, size) in enumerate(hops(scheme, values, len(senders))):
         if kind == "all_reduce" or (kind == "all_gather" and scheme.gather == "ring"):
             piece, times = (size / n, 2 * (n - 1)) if kind == "all_reduce" else (size, n - 1)
-            when, limit = ring(islands, when, piece, times)
+            when, limit = ring(islands, when, piece, times, idle=hop == 0)
             for state in states:
                 state.sent, state.received = state.sent + piece * times, state.received + piece * times
             slow = max(slow, limit)
@@ -194,7 +198,11 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
         whole = kind == "all_gather"
         among = range(n) if whole else senders  # parts go to those that sum them, sums to all
         ends, limit = everyone_to_everyone(
-            [islands[j] for j in among], [when[j] for j in among], senders if whole else range(len(senders)), size
+            [islands[j] for j in among],
+            [when[j] for j in among],
+            senders if whole else range(len(senders)),
+            size,
+            idle=hop == 0,
         )
         for j, end in zip(among, ends, strict=True):
             when[j] = end

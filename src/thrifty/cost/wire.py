@@ -9,6 +9,7 @@ IP_BYTES = 20  # IPv4 (RFC 791)
 TCP_BYTES = 32  # 20, and 12 of timestamps (RFC 7323), which Linux sends
 ETHERNET_BYTES = 14  # addresses and type; as an interface counts, without preamble, checksum and gap
 SEGMENTS_AN_ACKNOWLEDGEMENT = 2  # RFC 1122, 4.2.3.2
+FIRST_WINDOW_BYTES = 10 * (MTU_BYTES - IP_BYTES - TCP_BYTES)  # RFC 6928
 
 
 def wire_share(mtu: int = MTU_BYTES, link: int = ETHERNET_BYTES) -> float:
@@ -32,3 +33,15 @@ def gloo_delays(kind: Literal["all_gather", "all_reduce", "all_to_all"], ranks: 
     all-gather n - 1, all-reduce 2 (n - 1). Measured with 25 ms, 4 KiB, 2 to 4 ranks: docs/LAB.md.
     """
     return 2 * {"all_to_all": 1, "all_gather": ranks - 1, "all_reduce": 2 * (ranks - 1)}[kind]
+
+
+def transfer_seconds(size: float, bytes_per_s: float, round_trip_s: float) -> float:
+    """A message over a TCP connection that was idle: its bytes over the rate, once the window has grown to the link.
+
+    The first round trip carries ten segments, each further one twice as much as the last (slow start, RFC 5681; Linux
+    begins again after a retransmission timeout without traffic, at least 0.2 s: tcp_slow_start_after_idle).
+    """
+    window, waited = float(FIRST_WINDOW_BYTES), 0.0
+    while window < bytes_per_s * round_trip_s and size > window:
+        size, waited, window = size - window, waited + round_trip_s, 2 * window
+    return waited + size / bytes_per_s

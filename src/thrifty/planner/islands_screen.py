@@ -178,7 +178,8 @@ def _schemes(given: Islands, islands: tuple[Island, ...]) -> dict[str, Scheme]:
     if streams:
         found["  streaming"] = replace(rare, fragments=given.fragments, delay=given.delay)
     if given.quorum < 1:
-        found[f"  quorum {given.quorum:.0%}"] = replace(rare, quorum=given.quorum, gather="direct")
+        apart: Route = "all_gather" if route == "all_reduce" else route  # a sum on the way waits for all
+        found[f"  quorum {given.quorum:.0%}"] = replace(rare, quorum=given.quorum, gather="direct", route=apart)
     if len({one.compute_s for one in islands}) > 1:
         by_speed = replace(rare, by_speed=True)
         found["  own steps by speed"] = by_speed
@@ -244,7 +245,9 @@ def _schemes_table(one: IslandsTold) -> Table:
             units.show(row.outcome.seconds, "s"),
             units.show(row.tokens_per_s, "token"),
             units.show(row.usd_per_token * 1e9, "usd") if row.usd_per_hour else "",
-            f"{min(used) * 100:.0f}-{max(used):.0%}" if max(used) - min(used) >= 0.005 else f"{max(used):.0%}",
+            f"{min(used) * 100:.0f}-{max(used):.0%}"
+            if f"{min(used):.0%}" != f"{max(used):.0%}"
+            else f"{max(used):.0%}",
             units.show(row.most("sent"), "byte"),
             units.show(row.most("received"), "byte"),
             row.outcome.limit,

@@ -121,7 +121,7 @@ def _train(plan: Plan, folder: RunFolder, options: Options, began: float, spent:
         bill, stopped = execute(plan, world, record, resume=options.resume, limits=limits, began=began, export=export)
         if world.rank == 0:
             remember(plan, bill, folder)
-    except RuntimeError as error:
+    except (RuntimeError, ThriftyError) as error:  # the latter from an exchange between islands
         lost = _lost(error, folder)
         if lost is None:
             raise
@@ -136,7 +136,7 @@ class LostRank(ThriftyError):
     """Another rank went away. Whoever started the ranks knows more about why."""
 
 
-def _lost(error: RuntimeError, folder: RunFolder) -> LostRank | None:
+def _lost(error: Exception, folder: RunFolder) -> LostRank | None:
     """What gloo and NCCL say when the other end of a connection is gone; None for any other error."""
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     if not any(sign in str(error) for sign in signs):
