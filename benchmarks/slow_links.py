@@ -65,9 +65,7 @@ LINKS = ((None, None, 20), ("1Gbit", None, 20), ("100Mbit", None, 20), ("10Mbit"
 ARMS = tuple(Arm(rate, delay, dtype, steps) for rate, delay, steps in LINKS for dtype in ("fp32", "bf16"))
 
 
-def plan_of(
-    rate: str | None, delay: str | None, job: dict[str, Any], recipe: dict[str, Any], folder: Path
-) -> Plan:
+def plan_of(rate: str | None, delay: str | None, job: dict[str, Any], recipe: dict[str, Any], folder: Path) -> Plan:
     """For two nodes of one core, an island each, with the link that the lab will have."""
     written = folder / "job.yaml"
     written.write_text(json.dumps(job))

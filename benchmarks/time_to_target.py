@@ -30,7 +30,7 @@ from slow_links import RESULTS, plan_of, train
 from thrifty.cost.wire import wire_share
 from thrifty.trainer.run_folder import RunFolder
 
-STEPS, EVERY, H = 360, 20, 30
+STEPS, EVERY, H = 600, 30, 30
 TARGET_AT = 0.8  # of the steps of plain fp32
 RATES = (1e-3, 2e-3, 4e-3)
 SEEDS = (1, 2, 3)
@@ -59,7 +59,7 @@ JOB: dict[str, Any] = {
 
 def recipe(exchange: dict[str, Any], lr: float) -> dict[str, Any]:
     return {
-        "layout": {"island": 2, "shard": 1}, "batch": {"sequences": 8, "micro_sequences": 4}, "precision": "fp32",
+        "layout": {"island": 2, "shard": 1}, "batch": {"sequences": 4, "micro_sequences": 2}, "precision": "fp32",
         "optimizer": {"lr": lr}, "schedule": {"name": "constant", "warmup_steps": 20},
         "evaluation": {"every_steps": EVERY, "sequences": 64}, "checkpoint": {"every_steps": 0}, "exchange": exchange,
     }  # fmt: skip
@@ -107,12 +107,12 @@ def steps_to(curve: list[list[float]], target: float) -> float | None:
     return None
 
 
-def step_seconds(rows: list[dict[str, Any]], exchange: dict[str, Any], seen: int) -> float:
+def step_seconds(rows: list[dict[str, Any]], exchange: dict[str, Any]) -> float:
     """Mean over whole rounds where steps are local, else the median; without the first steps, which warm up."""
     times = [row["step_seconds"] for row in rows if row["split"] == "train"]
     if exchange.get("local_steps", 1) > 1:
         return statistics.mean(times[-H:])
-    return statistics.median(times[min(len(times) // 2, 25 if seen > 30 else 3):])
+    return statistics.median(times[min(20, len(times) // 3) :])
 
 
 def tuned(losses: Losses, arm: str, grid: tuple[float, ...], seeds: tuple[int, ...]) -> dict[str, Any]:
@@ -149,22 +149,33 @@ def main() -> None:
         for link, seen in LINKS.items():
             if asked.only and asked.only not in (link or "no limit"):
                 continue
-            runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-            for number in range(rounds):
-                for arm in list(ARMS) if number % 2 == 0 else list(ARMS)[::-1]:
-                    load.append(os.getloadavg()[0])
-                    steps = FEW.get(arm, seen) if link == "10Mbit" else seen
-                    one = run(ARMS[arm], found[arm]["lr"], SEEDS[0], link, steps)
-                    one["step_s"] = step_seconds(one.pop("rows"), ARMS[arm], steps)
-                    one["steps"] = steps
-                    runs[arm].append(one)
-                    print(f"{link}, round {number + 1}, {arm}: {one['step_s'] * 1e3:.0f} ms", file=sys.stderr, flush=True)
-            content["links"][link or "no limit"] = {arm: gather(content["arms"][arm], many) for arm, many in runs.items()}
+            runs = on_link(link, seen, {arm: one["lr"] for arm, one in found.items()}, rounds, load)
+            content["links"][link or "no limit"] = {
+                arm: gather(content["arms"][arm], many) for arm, many in runs.items()
+            }
             content["load_average"] = [min(load), max(load)]
             asked.json.write_text(json.dumps(content, indent=1) + "\n")
     except NetlabError as error:
         raise SystemExit(f"netlab: {error}") from None
     print(table(content))
+
+
+def on_link(
+    link: str | None, seen: int, rates: dict[str, float], rounds: int, load: list[float]
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs of every arm on a link, in turn, back and forth."""
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for number in range(rounds):
+        for arm in list(ARMS) if number % 2 == 0 else list(ARMS)[::-1]:
+            load.append(os.getloadavg()[0])
+            steps = FEW.get(arm, seen) if link == "10Mbit" else seen
+            one = run(ARMS[arm], rates[arm], SEEDS[0], link, steps)
+            one["step_s"] = step_seconds(one.pop("rows"), ARMS[arm])
+            one["steps"] = steps
+            runs[arm].append(one)
+            told = f"{link}, round {number + 1}, {arm}: {one['step_s'] * 1e3:.0f} ms"
+            print(told, file=sys.stderr, flush=True)
+    return runs
 
 
 def gather(arm: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
