@@ -37,8 +37,8 @@ class Scheme:
         fragments: parts of the model that are exchanged one by one, evenly spread over the round
             (arXiv:2501.18512). They cross while islands compute where there is a delay.
         delay: steps after which the mean of a fragment is needed.
-        quorum: share of islands that an exchange waits for, the first ones, two at least; what the others did is lost, and they go
-            on from the new values.
+        quorum: share of islands that an exchange waits for, the first ones, two at least; what the others did is lost,
+            and they go on from the new values.
         gather: `ring`, as gloo gathers: each passes on what it got; `direct`: each sends to all others at once.
     """
 
