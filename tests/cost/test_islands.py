@@ -151,6 +151,14 @@ def test_a_quorum_leaves_the_late_one_out():
     assert nine.steps_per_s == pytest.approx(9 * 4 / nine.seconds)
 
 
+def test_a_quorum_is_two_at_least():
+    islands = [replace(EQUAL, compute_s=1.0 + place) for place in range(4)]
+    for route in ("all_gather", "all_to_all"):
+        found = simulate(islands, VALUES, Scheme(route, "int8", quorum=0.01, gather="direct"))
+        assert found.kept == (1.0, 1.0, 0.0, 0.0)
+        assert found.seconds > 2
+
+
 def test_jitter_slows_a_crowd_and_is_drawn_by_seed():
     islands = [Island("x", 1.0, 1e9, 1e9, jitter=0.3)] * 50
     scheme = Scheme("all_to_all", "int8")

@@ -123,6 +123,7 @@ def test_what_is_shown_reads_back_to_about_the_same(kind, value):
         (3.6e9, "J", "1 MWh"),
         (1.5e6, "g", "1.5 t"),
         (160e9, "token", "160B"),
+        (999.7e3, "token", "1,000k"),
         (989e12, "FLOP/s", "989 TFLOP/s"),
         (700, "W", "700 W"),
         (369.5, "g/kWh", "370 g/kWh"),

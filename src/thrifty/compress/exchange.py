@@ -261,18 +261,17 @@ class Exchange:
         how, seed = self.feedback, self._seed_of(unit, done)
         if how is None:
             return self._route(unit, x, shapes, seed).mean
-        kept = self._own.joined(unit, x.device)
-        handed = x - kept if how.kind == "ef21" else x.add(kept, alpha=how.decay)
-        sent = self._route(unit, handed, shapes, seed)
+        given = x.clone() if how.kind == "ef21" else x
+        self._own.add_to(unit, x, how.decay if how.kind == "classic" else -1.0)
+        sent = self._route(unit, x, shapes, seed)  # leaves in x what was lost
         if not finite(sent.mean):
             return sent.mean
-        assert sent.own is not None
         if sent.server is not None:
             self._server.keep(unit.of_part(self._wire.rank), sent.server)
         if how.kind == "classic":
-            self._own.keep(unit, handed.sub_(sent.own))
+            self._own.keep(unit, x)
             return sent.mean
-        self._own.keep(unit, kept.add_(sent.own))
+        self._own.keep(unit, given.sub_(x))  # estimate + D(C(given - estimate))
         mean = self._common.joined(unit, x.device).add_(sent.mean)
         self._common.keep(unit, mean)
         return mean
@@ -280,15 +279,15 @@ class Exchange:
     def _route(self, unit: Unit, x: Tensor, shapes: Sequence[Sequence[int]], seed: int) -> Sent:
         if isinstance(self.codec, LowRank):
             return by_low_rank(self._wire, self.codec.rank, self._bases, unit, x, shapes, seed)
-        wants_own = self.feedback is not None
+        subtract = self.feedback is not None
         if self.route == "all_reduce":
-            return by_all_reduce(self._wire, self.codec, x, seed, wants_own)
+            return by_all_reduce(self._wire, self.codec, x, seed, subtract)
         if self.route == "all_gather":
-            return by_all_gather(self._wire, self.codec, x, seed, wants_own)
+            return by_all_gather(self._wire, self.codec, x, seed, subtract)
         kept = None
         if self.feedback and self.feedback.two_sided:
             kept = self._server.joined(unit.of_part(self._wire.rank), x.device).mul_(self.feedback.decay)
-        return by_all_to_all(self._wire, self.codec, x.split(unit.sizes), seed, wants_own, kept)
+        return by_all_to_all(self._wire, self.codec, x.split(unit.sizes), seed, subtract, kept)
 
     def _seed_of(self, unit: Unit, done: int) -> int:
         """Another for each unit and mean, the same on every rank."""

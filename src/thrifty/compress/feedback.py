@@ -75,9 +75,18 @@ class Kept:
         Raises:
             ThriftyError: kept of a tensor of another size.
         """
-        if not any(name in self._of for name in unit.names):
-            return torch.zeros(unit.numel, device=device)
-        return unit.joined([self.get(name, numel) for name, numel in zip(unit.names, unit.numels, strict=True)])
+        flat = torch.zeros(unit.numel, device=device)
+        self.add_to(unit, flat)
+        return flat
+
+    def add_to(self, unit: Unit, flat: Tensor, scale: float = 1.0) -> None:
+        """Adds what is kept of a unit's tensors, times `scale`, to the flat tensor in place.
+
+        Raises:
+            ThriftyError: kept of a tensor of another size.
+        """
+        kept = [self.get(name, numel) for name, numel in zip(unit.names, unit.numels, strict=True)]
+        unit.add(flat, kept, scale)
 
     def keep(self, unit: Unit, flat: Tensor) -> None:
         """Takes the flat tensor of a unit apart and keeps it."""

@@ -70,13 +70,14 @@ class EncodedReduceScatter:
         if not finite(x):
             x = torch.full_like(x, float("nan"))
         if self.feedback:
-            x = x.add(self._own.joined(unit, x.device), alpha=self.feedback.decay)
+            x = x.clone()
+            self._own.add_to(unit, x, self.feedback.decay)
         seed = hashlib.blake2b(repr((self._seed, self._rounds, self._name)).encode(), digest_size=8).digest()
         sent = scattered(
             self._wire, self._codec, x.chunk(self._wire.size), int.from_bytes(seed, "little"), bool(self.feedback)
         )
-        if sent.own is not None and finite(sent.mean):
-            self._own.keep(unit, x - sent.own)
+        if self.feedback and finite(sent.mean):
+            self._own.keep(unit, x)
         output_tensor.copy_(sent.mean * scale)
         self._rounds += 1
 

@@ -75,7 +75,8 @@ def by_low_rank(
     """Mean of the ranks' tensors, of low rank: PowerSGD, Vogels et al. 2019, arXiv:1905.13727.
 
     P = orthonormal(mean(M) Q), Q = mean(M)^T P, each in one all_reduce for all matrices; whole tensors go with the
-    first. Both sums are linear, so that ranks need not know each other's M. What a rank's own M became is P (M^T P)^T.
+    first. Both sums are linear, so that ranks need not know each other's M. A rank's own M became P (M^T P)^T: what
+    that lacks is left in `x`.
 
     Args:
         bases: Q of the last mean of each matrix, or none: then it is drawn. Overwritten.
@@ -106,7 +107,8 @@ def by_low_rank(
         own.append((p @ own_q.t()).view(-1))
         if bool(q.sum().isfinite()):
             bases.keep(Unit((name,), (q.numel(),)), q.reshape(-1))
-    return Sent(torch.cat(mean), torch.cat(own))
+    x.sub_(torch.cat(own))
+    return Sent(torch.cat(mean))
 
 
 def _mean(wire: Wire, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 A payload that cannot be read is known to every rank: one that has met it answers with no payload in the next hop, and
 in the last hop all read the same bytes. So either all ranks have a mean or none has.
+
+With `subtract` a route leaves in `x` what its encoding lost, in place: large tensors are dear to allocate.
 """
 
 from __future__ import annotations
@@ -26,38 +28,36 @@ class Sent:
 
     Attributes:
         mean: of the decoded values, the same bits on every rank.
-        own: what this rank's payload decodes to.
         server: what the second hop lost of the part that this rank summed.
     """
 
     mean: Tensor
-    own: Tensor | None = None
     server: Tensor | None = None
 
 
-def by_all_reduce(wire: Wire, codec: Codec, x: Tensor, seed: int, wants_own: bool = False) -> Sent:
+def by_all_reduce(wire: Wire, codec: Codec, x: Tensor, seed: int, subtract: bool = False) -> Sent:
     """Encoded values are summed on their way; for linear codecs. Identity gives what a plain all_reduce gives."""
     payload = codec.encode(x * (1.0 / wire.size), seed=seed)
-    own = codec.decode(payload, like=x) * wire.size if wants_own else None
+    if subtract:
+        x.sub_(codec.decode(payload, like=x), alpha=wire.size)
     values = payload.parts[-1].view(_sent_dtype(codec, x.dtype))
     wire.all_reduce(values)
     summed = Payload((*payload.parts[:-1], values.view(torch.uint8)), payload.numel, payload.codec, payload.seed)
-    return Sent(codec.decode(summed, like=x), own)
+    return Sent(codec.decode(summed, like=x))
 
 
-def by_all_gather(wire: Wire, codec: Codec, x: Tensor, seed: int, wants_own: bool = False) -> Sent:
+def by_all_gather(wire: Wire, codec: Codec, x: Tensor, seed: int, subtract: bool = False) -> Sent:
     """Every payload to every rank, which sums them in rank order in fp32."""
     size = _known_size(codec, x)
     buffer, failure = _encoded(codec, x, _seed(seed, wire.rank), size)
     buffers = wire.gather_bytes(buffer, None if size is None else [size] * wire.size)
     if failure is not None:
         raise failure
-    mean, own = _summed(codec, buffers, x, wire.rank if wants_own else None)
-    return Sent(mean.mul_(1.0 / wire.size), own)
+    return Sent(_summed(codec, buffers, x, wire.rank if subtract else None).mul_(1.0 / wire.size))
 
 
 def by_all_to_all(
-    wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int, wants_own: bool = False, kept: Tensor | None = None
+    wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int, subtract: bool = False, kept: Tensor | None = None
 ) -> Sent:
     """Part j of every rank to rank j, which sums them in fp32 and sends the mean to all.
 
@@ -77,17 +77,20 @@ def by_all_to_all(
     if failure is not None:
         raise failure
     means = [_decoded(codec, one, part, rank) for rank, (one, part) in enumerate(zip(buffers, parts, strict=True))]
-    own = _own(wire, codec, first, parts) if wants_own else None
+    if subtract:
+        _subtract(wire, codec, first, parts)
     server = total.sub_(means[wire.rank]) if kept is not None else None
-    return Sent(torch.cat(means), own, server)
+    return Sent(torch.cat(means), server)
 
 
-def scattered(wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int, wants_own: bool = False) -> Sent:
+def scattered(wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int, subtract: bool = False) -> Sent:
     """The first hop alone: the mean of this rank's part. Others hear of a failure when the next collective fails."""
     first = _first_hop(wire, codec, parts, seed)
     if first.failure is not None or first.total is None:
         raise first.failure or ThriftyError("no payload could be read", where=WHERE)
-    return Sent(first.total, _own(wire, codec, first, parts) if wants_own else None)
+    if subtract:
+        _subtract(wire, codec, first, parts)
+    return Sent(first.total)
 
 
 @dataclass(frozen=True)
@@ -108,27 +111,29 @@ def _first_hop(wire: Wire, codec: Codec, parts: Sequence[Tensor], seed: int) -> 
     received = wire.swap_bytes(buffers, sizes[wire.rank])
     total = None
     try:
-        total = _summed(codec, received, parts[wire.rank], None)[0].mul_(1.0 / wire.size)
+        total = _summed(codec, received, parts[wire.rank], None).mul_(1.0 / wire.size)
     except ThriftyError as error:
         failure = failure or error
     known = [size for size in sizes if size is not None]
     return _Hop(buffers, total, failure, known if len(known) == len(sizes) else None)
 
 
-def _own(wire: Wire, codec: Codec, first: _Hop, parts: Sequence[Tensor]) -> Tensor:
-    """What this rank's payloads decode to."""
-    return torch.cat([_decoded(codec, one, part, wire.rank) for one, part in zip(first.encoded, parts, strict=True)])
+def _subtract(wire: Wire, codec: Codec, first: _Hop, parts: Sequence[Tensor]) -> None:
+    """Takes what this rank's payloads decode to off what was encoded."""
+    for one, part in zip(first.encoded, parts, strict=True):
+        part.sub_(_decoded(codec, one, part, wire.rank))
 
 
-def _summed(
-    codec: Codec, buffers: Sequence[Tensor], like: Tensor, own_rank: int | None
-) -> tuple[Tensor, Tensor | None]:
-    total, own = torch.zeros_like(like), None
+def _summed(codec: Codec, buffers: Sequence[Tensor], x: Tensor, own_rank: int | None) -> Tensor:
+    """The sum of what all decode to; takes this rank's own off `x`, which is like all of them."""
+    total: Tensor | None = None
     for rank, buffer in enumerate(buffers):
-        values = _decoded(codec, buffer, like, rank)
-        total.add_(values)
-        own = values if rank == own_rank else own
-    return total, own
+        values = _decoded(codec, buffer, x, rank)
+        if rank == own_rank:
+            x.sub_(values)
+        total = values if total is None else total.add_(values)
+    assert total is not None
+    return total
 
 
 def _sent_dtype(codec: Codec, dtype: torch.dtype) -> torch.dtype:

@@ -61,6 +61,13 @@ class Unit:
                 flat[here] = source[there]
         return flat
 
+    def add(self, flat: Tensor, tensors: Sequence[Tensor | None], scale: float) -> None:
+        """Adds one-dimensional tensors, times `scale`, to the flat one in place."""
+        for place, there, here in self._pieces():
+            source = tensors[place]
+            if source is not None:
+                flat[here].add_(source[there], alpha=scale)
+
     def split(self, flat: Tensor, into: Sequence[Tensor] | None = None) -> list[Tensor]:
         """The one-dimensional tensors of a flat one, written to those given."""
         into = [flat.new_empty(values) for values in self.numels] if into is None else list(into)

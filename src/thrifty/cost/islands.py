@@ -37,8 +37,8 @@ class Scheme:
         fragments: parts of the model that are exchanged one by one, evenly spread over the round
             (arXiv:2501.18512). They cross while islands compute where there is a delay.
         delay: steps after which the mean of a fragment is needed.
-        quorum: share of islands that an exchange waits for, the first ones; what the others did is lost, and they go
-            on from the new values.
+        quorum: share of islands that an exchange waits for, the first ones, two at least; what the others did is lost,
+            and they go on from the new values.
         gather: `ring`, as gloo gathers: each passes on what it got; `direct`: each sends to all others at once.
     """
 
@@ -183,7 +183,7 @@ def _exchange(islands: Sequence[Island], scheme: Scheme, states: Sequence[_State
     if scheme.quorum < 1:
         message = hops(scheme, values, n)[-1][1] if n > 1 else 0.0
         first = sorted(senders, key=lambda j: ready[j] + (n - 1) * message / islands[j].up)
-        senders = sorted(first[: max(1, math.ceil(scheme.quorum * n - 1e-9))])
+        senders = sorted(first[: max(min(2, n), math.ceil(scheme.quorum * n - 1e-9))])
         begun, kept = min(ready[j] for j in senders), set(senders)
         ready = [there if j in kept else begun for j, there in enumerate(ready)]  # the others drop what they are at
     when, slow = list(ready), Limit(0.0, "compute", 0)
