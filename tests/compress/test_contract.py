@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from thrifty.compress import Blockwise, Identity, Payload, RandomK, TopK, Zstd, chain, uniform
+from thrifty.compress import Blockwise, Cast, Identity, Payload, RandomK, TopK, Zstd, chain, uniform
 from thrifty.spec.errors import ThriftyError
 
 CODECS = {
@@ -29,7 +29,11 @@ CODECS = {
     "top all": TopK(1.0, 64),
     "random 1/64": RandomK(64),
     "random 1/5, as they are": RandomK(5, unbiased=False),
+    "bf16": Cast("bf16"),
+    "fp16": Cast("fp16"),
     "zstd": Zstd(),
+    "bf16 zstd": chain(Cast("bf16"), Zstd()),
+    "top fp16": chain(TopK(1 / 64), Cast("fp16")),
     "int4 zstd": chain(Blockwise(4), Zstd()),
     "uniform 1 zstd": chain(Blockwise(uniform(1.0)), Zstd()),
     "top int2": chain(TopK(1 / 64), Blockwise(2)),
@@ -203,6 +207,18 @@ def test_identity_and_zstd_are_bit_equal():
         assert torch.equal(codec.decode(codec.encode(x), like=x).view(torch.int16), x.view(torch.int16))
 
 
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+def test_sixteen_bits_saturate_and_leave_what_is_broken(form):
+    x = torch.tensor([3.4e38, -3.4e38, math.inf, -math.inf, math.nan, 1.0])
+    y = Cast(form).decode(Cast(form).encode(x), like=x)
+    assert torch.isfinite(y[:2]).all()
+    assert torch.equal(y[2:4], x[2:4])
+    assert y[4].isnan()
+    z = gaussian((1000,))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
+    assert torch.equal(Cast(form).decode(Cast(form).encode(z), like=z), z.to(dtype).float())
+
+
 def test_sparse_two_bits_take_at_most_sixteen_hundredths_of_a_bit():
     x = gaussian((1 << 20,))
     payload = chain(TopK(1 / 64), Blockwise(2), Zstd()).encode(x)
@@ -222,6 +238,7 @@ def test_floats_shrink_in_planes():
         (lambda: TopK(0), "TopK keeps"),
         (lambda: TopK(0.5, 0), "TopK keeps"),
         (lambda: RandomK(0), "RandomK"),
+        (lambda: Cast("bf8"), "did you mean"),
         (lambda: Blockwise(5), "no block format"),
         (lambda: Blockwise(8, block=3), "multiples of 8"),
         (lambda: Blockwise(1, rounding="stochastic"), "unequal"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.compress import Blockwise, Codec, RandomK, TopK, Zstd, chain, codec_of, uniform
+from thrifty.compress import Blockwise, Cast, Codec, RandomK, TopK, Zstd, chain, codec_of, uniform
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,8 @@ from thrifty.compress import Blockwise, Codec, RandomK, TopK, Zstd, chain, codec
     [
         ("topk(1/64) + means2 + zstd", chain(TopK(1 / 64), Blockwise(2), Zstd())),
         ("randomk(64)", chain(RandomK(64))),
+        ("bf16", chain(Cast("bf16"))),
+        ("topk(0.1, 256) + fp16 + zstd", chain(TopK(0.1, 256), Cast("fp16"), Zstd())),
         ("int4", chain(Blockwise(4))),
         ("uniform(0.5)+zstd(3)", chain(Blockwise(uniform(0.5)), Zstd(3))),
     ],

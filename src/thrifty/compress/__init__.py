@@ -1,5 +1,6 @@
 """Codecs of gradients: `chain(TopK(1 / 64), Blockwise(2), Zstd())`, each also alone."""
 
+from thrifty.compress.cast import Cast
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
 from thrifty.compress.named import codec_of
@@ -8,4 +9,16 @@ from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, TopK
 from thrifty.quant import uniform
 
-__all__ = ["Blockwise", "Codec", "Identity", "Payload", "RandomK", "TopK", "Zstd", "chain", "codec_of", "uniform"]
+__all__ = [
+    "Blockwise",
+    "Cast",
+    "Codec",
+    "Identity",
+    "Payload",
+    "RandomK",
+    "TopK",
+    "Zstd",
+    "chain",
+    "codec_of",
+    "uniform",
+]

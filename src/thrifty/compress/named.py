@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from thrifty.compress.cast import Cast
 from thrifty.compress.codec import Codec, chain
 from thrifty.compress.entropy import Zstd
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, TopK
-from thrifty.spec.codec import BlocksStage, RandomKStage, Stage, TopKStage, ZstdStage, stages_of
+from thrifty.spec.codec import BlocksStage, CastStage, RandomKStage, Stage, TopKStage, ZstdStage, stages_of
 
 
 def codec_of(text: str) -> Codec:
@@ -24,6 +25,8 @@ def _made(stage: Stage) -> Codec:
             return TopK(density, chunk)
         case RandomKStage(every):
             return RandomK(every)
+        case CastStage(form):
+            return Cast(form)
         case BlocksStage(form, block):
             return Blockwise(form, block)
         case ZstdStage(level):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.spec.codec import BlocksStage, RandomKStage, Stage, TopKStage, ZstdStage
+from thrifty.spec.codec import BlocksStage, CastStage, RandomKStage, Stage, TopKStage, ZstdStage
 from thrifty.spec.formats import SCALE_BITS, BlockFormat
 
 # Magic, version, number of parts, CRC-32 of all behind it, CRC-32 of the codec's description, seed, number of values.
@@ -70,6 +70,8 @@ def after(stage: Stage, values: int, bits: int) -> Size:
             return Size(whole * keep + keep_rest, bits, (places,))
         case RandomKStage(every):
             return Size(math.ceil(values / every), bits)
+        case CastStage():
+            return Size(values, 16)
         case BlocksStage(form, block):
             codes, scales = block_bytes(values, form, block)
             return Size(codes, 8, (scales,))

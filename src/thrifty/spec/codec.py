@@ -4,6 +4,7 @@ A codec is a chain of stages, first to last. The text has one name for each, joi
 
     topk(DENSITY[, CHUNK])    the largest magnitudes of each chunk
     randomk(EVERY)            one value of each run, drawn by seed
+    bf16 fp16                 the values, each rounded to 16 bits: the baseline
     int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 uniform(STEP)    a block format
     zstd[(LEVEL)]             zstandard behind any of them
 """
@@ -44,6 +45,16 @@ class BlocksStage:
     block: int
 
 
+CAST_FORMATS = ("bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class CastStage:
+    """Each value as a float of 16 bits, one of `CAST_FORMATS`."""
+
+    format: str
+
+
 @dataclass(frozen=True)
 class ZstdStage:
     """zstandard, or the bytes as they are where it does not shorten them: one byte says which."""
@@ -51,7 +62,7 @@ class ZstdStage:
     level: int = 1
 
 
-Stage = TopKStage | RandomKStage | BlocksStage | ZstdStage
+Stage = TopKStage | RandomKStage | CastStage | BlocksStage | ZstdStage
 
 
 def _blocks(name: str) -> BlocksStage:
@@ -68,6 +79,8 @@ _MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by n
     "topk": (TopKStage, (float, int), 1),
     "randomk": (RandomKStage, (int,), 1),
     "uniform": (_uniform, (float,), 1),
+    "bf16": (lambda: CastStage("bf16"), (), 0),
+    "fp16": (lambda: CastStage("fp16"), (), 0),
     "zstd": (ZstdStage, (int,), 0),
 }
 NAMES = (*_MADE, *(name for name in FORMATS if name != "uniform"))
