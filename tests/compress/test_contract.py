@@ -7,7 +7,21 @@ import math
 import pytest
 import torch
 
-from thrifty.compress import Blockwise, Identity, LowRank, Payload, RandomK, TopK, Zstd, chain, uniform
+from thrifty.compress import (
+    Blockwise,
+    Cast,
+    Identity,
+    KMeans,
+    LowRank,
+    Payload,
+    RandomK,
+    Threshold,
+    TopK,
+    Zstd,
+    chain,
+    lattice,
+    uniform,
+)
 from thrifty.spec.errors import ThriftyError
 
 CODECS = {
@@ -22,16 +36,32 @@ CODECS = {
     "fp8 e5m2": Blockwise("fp8_e5m2"),
     "uniform 0.5": Blockwise(uniform(0.5)),
     "uniform 0.26": Blockwise(uniform(0.26, block=256)),
+    "e8": Blockwise("e8"),
+    "lattice 0.7": Blockwise(lattice(0.7)),
+    "lattice 0.3, of 64": Blockwise(lattice(0.3, block=64)),
+    "lattice zstd": chain(Blockwise(lattice(0.5)), Zstd()),
+    "k-means": KMeans(),
+    "k-means of 16 pairs": KMeans(16, 2, block=64),
+    "k-means, shared": KMeans().refresh(torch.linspace(-2, 2, 5000).sin()),
+    "k-means zstd": chain(KMeans(64, 3, block=96), Zstd()),
     "int8 stochastic": Blockwise(8, rounding="stochastic"),
     "int4 stochastic": Blockwise(4, rounding="stochastic"),
     "top 1/64": TopK(1 / 64),
     "top 1/3 of 100": TopK(1 / 3, 100),
     "top all": TopK(1.0, 64),
+    "threshold 1/64": Threshold(1 / 64),
+    "threshold 1/3": Threshold(1 / 3),
+    "threshold all": Threshold(1.0),
+    "threshold int4 zstd": chain(Threshold(0.1), Blockwise(4), Zstd()),
     "random 1/64": RandomK(64),
     "random 1/5, as they are": RandomK(5, unbiased=False),
     "low rank": LowRank(1),
     "low rank int8": chain(LowRank(2), Blockwise(8)),
+    "bf16": Cast("bf16"),
+    "fp16": Cast("fp16"),
     "zstd": Zstd(),
+    "bf16 zstd": chain(Cast("bf16"), Zstd()),
+    "top fp16": chain(TopK(1 / 64), Cast("fp16")),
     "int4 zstd": chain(Blockwise(4), Zstd()),
     "uniform 1 zstd": chain(Blockwise(uniform(1.0)), Zstd()),
     "top int2": chain(TopK(1 / 64), Blockwise(2)),
@@ -205,6 +235,18 @@ def test_identity_and_zstd_are_bit_equal():
         assert torch.equal(codec.decode(codec.encode(x), like=x).view(torch.int16), x.view(torch.int16))
 
 
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+def test_sixteen_bits_saturate_and_leave_what_is_broken(form):
+    x = torch.tensor([3.4e38, -3.4e38, math.inf, -math.inf, math.nan, 1.0])
+    y = Cast(form).decode(Cast(form).encode(x), like=x)
+    assert torch.isfinite(y[:2]).all()
+    assert torch.equal(y[2:4], x[2:4])
+    assert y[4].isnan()
+    z = gaussian((1000,))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
+    assert torch.equal(Cast(form).decode(Cast(form).encode(z), like=z), z.to(dtype).float())
+
+
 def test_sparse_two_bits_take_at_most_sixteen_hundredths_of_a_bit():
     x = gaussian((1 << 20,))
     payload = chain(TopK(1 / 64), Blockwise(2), Zstd()).encode(x)
@@ -223,7 +265,12 @@ def test_floats_shrink_in_planes():
         (lambda: chain(Zstd(), Blockwise(8)), "cannot follow"),
         (lambda: TopK(0), "TopK keeps"),
         (lambda: TopK(0.5, 0), "TopK keeps"),
+        (lambda: Threshold(1.5), "Threshold keeps"),
+        (lambda: KMeans(100), "powers of two"),
+        (lambda: KMeans(256, 5), "multiple of"),
+        (lambda: KMeans(codebook=b"1"), "codebook"),
         (lambda: RandomK(0), "RandomK"),
+        (lambda: Cast("bf8"), "did you mean"),
         (lambda: Blockwise(5), "no block format"),
         (lambda: Blockwise(8, block=3), "multiples of 8"),
         (lambda: Blockwise(1, rounding="stochastic"), "unequal"),

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.compress import Blockwise, Codec, LowRank, RandomK, TopK, Zstd, chain, codec_of, uniform
+from thrifty.compress import (
+    Blockwise,
+    Cast,
+    Codec,
+    KMeans,
+    LowRank,
+    RandomK,
+    Threshold,
+    TopK,
+    Zstd,
+    chain,
+    codec_of,
+    lattice,
+    uniform,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,6 +26,13 @@ from thrifty.compress import Blockwise, Codec, LowRank, RandomK, TopK, Zstd, cha
     [
         ("topk(1/64) + means2 + zstd", chain(TopK(1 / 64), Blockwise(2), Zstd())),
         ("randomk(64)", chain(RandomK(64))),
+        ("threshold(1/64) + means2", chain(Threshold(1 / 64), Blockwise(2))),
+        ("bf16", chain(Cast("bf16"))),
+        ("topk(0.1, 256) + fp16 + zstd", chain(TopK(0.1, 256), Cast("fp16"), Zstd())),
+        ("e8", chain(Blockwise("e8"))),
+        ("lattice(0.7) + zstd", chain(Blockwise(lattice(0.7)), Zstd())),
+        ("kmeans", chain(KMeans())),
+        ("kmeans(16, 2)", chain(KMeans(16, 2))),
         ("int4", chain(Blockwise(4))),
         ("lowrank(4)", LowRank(4)),
         ("lowrank(4) + int8", chain(LowRank(4), Blockwise(8))),

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from thrifty.compress.cast import Cast
 from thrifty.compress.codec import Codec, chain
 from thrifty.compress.entropy import Zstd
 from thrifty.compress.lowrank import LowRank
 from thrifty.compress.quantize import Blockwise
-from thrifty.compress.sparse import RandomK, TopK
-from thrifty.spec.codec import BlocksStage, LowRankStage, RandomKStage, Stage, TopKStage, ZstdStage, stages_of
+from thrifty.compress.sparse import RandomK, Threshold, TopK
+from thrifty.compress.vector import KMeans
+from thrifty.spec.codec import (
+    BlocksStage,
+    CastStage,
+    LowRankStage,
+    RandomKStage,
+    Stage,
+    ThresholdStage,
+    TopKStage,
+    VectorStage,
+    ZstdStage,
+    stages_of,
+)
 
 
 def codec_of(text: str) -> Codec:
@@ -23,11 +36,17 @@ def _made(stage: Stage) -> Codec:
     match stage:
         case TopKStage(density, chunk):
             return TopK(density, chunk)
+        case ThresholdStage(density):
+            return Threshold(density)
         case RandomKStage(every):
             return RandomK(every)
         case LowRankStage(rank):
             return LowRank(rank)
+        case CastStage(form):
+            return Cast(form)
         case BlocksStage(form, block):
             return Blockwise(form, block)
+        case VectorStage(entries, dimension, block):
+            return KMeans(entries, dimension, block)
         case ZstdStage(level):
             return Zstd(level)

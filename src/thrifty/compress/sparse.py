@@ -1,8 +1,7 @@
-"""Sparsifiers: the largest values of each chunk, or values drawn by seed."""
+"""Sparsifiers: the largest values of each chunk or of the whole, or values drawn by seed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,15 +9,12 @@ import torch
 from torch import Tensor
 
 from thrifty.compress.codec import Codec
+from thrifty.compress.largest import largest, largest_of_all, one_of_each_run, places_of
 from thrifty.compress.payload import WHERE
 from thrifty.cost.payload import index_bits, index_bytes, kept, tail_block
 from thrifty.quant.packing import pack, packed_bytes, unpack
-from thrifty.quant.rounding import row_keys, uniforms
-from thrifty.spec.codec import RandomKStage, TopKStage
+from thrifty.spec.codec import RandomKStage, ThresholdStage, TopKStage
 from thrifty.spec.errors import ThriftyError
-
-GROUPS = 8  # values looked at together in the search for the largest
-TILE = 64  # chunks sorted at a time: a megabyte of fp32, which stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -82,32 +78,44 @@ class TopK(Codec):
         return found
 
 
-def largest(rows: Tensor, keep: int) -> Tensor:
-    """Places of the `keep` largest magnitudes of each row, ascending; exact.
+@dataclass(frozen=True)
+class Threshold(Codec):
+    """The share `density` of largest magnitudes of the whole tensor, and 0 for the rest.
 
-    Where few are kept, first by groups: the largest values lie in the groups with the largest maxima, so that only
-    those groups are searched.
+    A threshold from a sample leaves a few too many, and the exact share of those is kept: so the number of values and
+    the bytes are known before it runs, and ranks need not tell each other sizes. Where energy lies in few places it
+    keeps more of it than `TopK`, which takes as many from every chunk.
+
+    Raises:
+        ThriftyError: density outside (0, 1].
     """
-    columns = rows.shape[1]
-    width = columns // GROUPS
-    grouped = columns % GROUPS == 0 and width >= 2 * keep
-    found = torch.empty(rows.shape[0], keep, dtype=torch.int64, device=rows.device)
-    for start in range(0, rows.shape[0], TILE):
-        size = rows[start : start + TILE].abs()
-        if size.dtype in (torch.bfloat16, torch.float16):
-            size = size.float()
-        if grouped:
-            # Group j is every width-th value from j on, so that the maximum runs over whole vectors.
-            tops = size.view(-1, GROUPS, width).amax(1)  # (chunks, width)
-            groups = tops.topk(keep, sorted=False).indices
-            offsets = torch.arange(0, columns, width, device=rows.device)
-            candidates = (groups[:, None, :] + offsets[None, :, None]).reshape(-1, GROUPS * keep)
-            best = size.gather(1, candidates).topk(keep, sorted=False).indices
-            places = candidates.gather(1, best)
-        else:
-            places = size.topk(keep, sorted=False).indices
-        found[start : start + TILE] = places.sort(1).values
-    return found  # (rows, keep)
+
+    density: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ThriftyError(f"Threshold keeps {self.density} of all values", hint="e.g. Threshold(1/64)")
+
+    def describe(self) -> ThresholdStage:
+        return ThresholdStage(self.density)
+
+    def contraction(self, numel: int) -> float:
+        """The kept share, as of `TopK`."""
+        return min(1.0, self.density)
+
+    def forward(self, values: Tensor, shape: Sequence[int], seed: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        places = largest_of_all(values, kept(values.numel(), self.density), seed)
+        if not values.numel():
+            return values, (torch.empty(0, dtype=torch.uint8, device=values.device),)
+        return values[places], (_write(places[None], values.numel()),)
+
+    def inverse(
+        self, values: Tensor, beside: Sequence[Tensor], count: int, dtype: torch.dtype, shape: Sequence[int], seed: int
+    ) -> Tensor:
+        out = torch.zeros(count, dtype=dtype, device=values.device)
+        if count:
+            out[_read(beside[0], 1, count, kept(count, self.density))[0]] = values.to(dtype)
+        return out
 
 
 def _write(places: Tensor, chunk: int) -> Tensor:
@@ -133,10 +141,10 @@ def _read(code: Tensor, chunks: int, chunk: int, keep: int) -> Tensor:
     if code.numel() != index_bytes(chunks, chunk, keep):
         raise ThriftyError("cut off within the indices", where=WHERE)
     bits = unpack(code[:cut].view(chunks, -1), 1, columns)
-    ends = bits.nonzero()
+    ends = places_of(bits)
     if ends.shape[0] != chunks * keep or not bool((bits.sum(1) == keep).all()):
         raise ThriftyError("broken: its indices are not as many as its values", where=WHERE)
-    places = (ends[:, 1].view(chunks, keep) - torch.arange(keep, device=code.device)) << low
+    places = (ends.view(chunks, keep) % columns - torch.arange(keep, device=code.device)) << low
     if low:
         lows = unpack(code[cut:].view(1, -1), low, tail_block(chunks * keep), torch.int32)
         places = places | lows[0, : chunks * keep].view(chunks, keep)
@@ -172,22 +180,14 @@ class RandomK(Codec):
         return 1.0 if self.every == 1 else 0.0
 
     def forward(self, values: Tensor, shape: Sequence[int], seed: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        places, lengths = self._draw(values.numel(), seed, values.device)
+        places, lengths = one_of_each_run(values.numel(), self.every, seed, values.device)
         picked = values[places]
         return (picked * lengths.to(values.dtype) if self.unbiased else picked), ()
 
     def inverse(
         self, values: Tensor, beside: Sequence[Tensor], count: int, dtype: torch.dtype, shape: Sequence[int], seed: int
     ) -> Tensor:
-        places, _ = self._draw(count, seed, values.device)
+        places, _ = one_of_each_run(count, self.every, seed, values.device)
         out = torch.zeros(count, dtype=dtype, device=values.device)
         out[places] = values.to(dtype)
         return out
-
-    def _draw(self, numel: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """One place in each run, and the runs' lengths: `every`, or what is left for the last."""
-        runs = math.ceil(numel / self.every)
-        starts = torch.arange(runs, device=device) * self.every
-        lengths = (numel - starts).clamp(max=self.every)
-        drawn = (uniforms(row_keys(runs, 0, seed, device), 1)[:, 0].double() * lengths).long()
-        return starts + drawn, lengths

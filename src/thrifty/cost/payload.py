@@ -10,7 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.spec.codec import BlocksStage, LowRankStage, RandomKStage, Stage, TopKStage, ZstdStage
+from thrifty.spec.codec import (
+    BlocksStage,
+    CastStage,
+    LowRankStage,
+    RandomKStage,
+    Stage,
+    ThresholdStage,
+    TopKStage,
+    VectorStage,
+    ZstdStage,
+)
 from thrifty.spec.formats import SCALE_BITS, BlockFormat
 
 # Magic, version, number of parts, CRC-32 of all behind it, CRC-32 of the codec's description, seed, number of values.
@@ -60,6 +70,17 @@ def index_bytes(chunks: int, chunk: int, keep: int) -> int:
     return tail_block(chunks * keep) * low // 8 + chunks * math.ceil(high / 8)
 
 
+def vector_code_bytes(values: int, stage: VectorStage) -> int:
+    """Bytes of the places in the codebook, packed."""
+    return tail_block(math.ceil(values / stage.dimension)) * (stage.entries.bit_length() - 1) // 8
+
+
+def vector_beside_bytes(values: int, stage: VectorStage) -> tuple[int, ...]:
+    """Bytes of scales, and of a codebook that is not shared."""
+    scales = math.ceil(values / stage.block) * SCALE_BITS // 8
+    return (scales,) if stage.shared else (scales, stage.entries * stage.dimension * SCALE_BITS // 8)
+
+
 def factored(shape: Sequence[int], rank: int) -> tuple[int, int] | None:
     """Rows and columns of a tensor as a matrix whose two factors are at most half of it; none where they are not.
 
@@ -83,14 +104,21 @@ def after(stage: Stage, values: int, bits: int, shape: Sequence[int] = ()) -> Si
             keep, keep_rest = kept(chunk, density), kept(rest, density)
             places = index_bytes(whole, chunk, keep) + index_bytes(1 if rest else 0, rest, keep_rest)
             return Size(whole * keep + keep_rest, bits, (places,))
+        case ThresholdStage(density):
+            keep = kept(values, density)
+            return Size(keep, bits, (index_bytes(1 if values else 0, values, keep),))
         case RandomKStage(every):
             return Size(math.ceil(values / every), bits)
         case LowRankStage(rank):
             matrix = factored(shape, rank)
             return Size(rank * sum(matrix) if matrix else values, bits)
+        case CastStage():
+            return Size(values, 16)
         case BlocksStage(form, block):
             codes, scales = block_bytes(values, form, block)
             return Size(codes, 8, (scales,))
+        case VectorStage():
+            return Size(vector_code_bytes(values, stage), 8, vector_beside_bytes(values, stage))
         case ZstdStage():
             return Size(values * bits // 8 + 1, 8)
 

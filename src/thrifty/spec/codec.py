@@ -4,8 +4,11 @@ A codec is a chain of stages, first to last. The text has one name for each, joi
 
     lowrank(RANK)             two thin factors of each matrix; only first
     topk(DENSITY[, CHUNK])    the largest magnitudes of each chunk
+    threshold(DENSITY)        the largest magnitudes of the whole tensor
     randomk(EVERY)            one value of each run, drawn by seed
-    int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 uniform(STEP)    a block format
+    bf16 fp16                 the values, each rounded to 16 bits: the baseline
+    int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 e8 uniform(STEP) lattice(STEP)    a block format
+    kmeans[(ENTRIES[, DIMENSION])]    vectors out of a learned codebook
     zstd[(LEVEL)]             zstandard behind any of them
 """
 
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from thrifty.spec.errors import ThriftyError, did_you_mean
-from thrifty.spec.formats import FORMATS, BlockFormat, block_format, uniform
+from thrifty.spec.formats import FORMATS, BlockFormat, block_format, lattice, uniform
 
 WHERE = "recipe.exchange.codec"
 
@@ -28,6 +31,13 @@ class TopKStage:
 
     density: float
     chunk: int = 4096
+
+
+@dataclass(frozen=True)
+class ThresholdStage:
+    """The share `density` largest magnitudes of the whole tensor, with indices in Elias-Fano code."""
+
+    density: float
 
 
 @dataclass(frozen=True)
@@ -53,13 +63,36 @@ class BlocksStage:
 
 
 @dataclass(frozen=True)
+class VectorStage:
+    """Vectors of `dimension` values as places in a codebook of `entries`, with a scale for every block of values.
+
+    The codebook goes with every payload, in bf16, unless it is shared.
+    """
+
+    entries: int = 256
+    dimension: int = 4
+    block: int = 256
+    shared: bool = False
+
+
+CAST_FORMATS = ("bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class CastStage:
+    """Each value as a float of 16 bits, one of `CAST_FORMATS`."""
+
+    format: str
+
+
+@dataclass(frozen=True)
 class ZstdStage:
     """zstandard, or the bytes as they are where it does not shorten them: one byte says which."""
 
     level: int = 1
 
 
-Stage = TopKStage | RandomKStage | LowRankStage | BlocksStage | ZstdStage
+Stage = TopKStage | ThresholdStage | RandomKStage | LowRankStage | CastStage | BlocksStage | VectorStage | ZstdStage
 
 
 def _blocks(name: str) -> BlocksStage:
@@ -67,19 +100,23 @@ def _blocks(name: str) -> BlocksStage:
     return BlocksStage(form, form.block)
 
 
-def _uniform(step: float) -> BlocksStage:
-    form = uniform(step)
-    return BlocksStage(form, form.block)
+def _stepped(make: Callable[[float], BlockFormat]) -> Callable[[float], BlocksStage]:
+    return lambda step: BlocksStage(make(step), make(step).block)
 
 
 _MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by name: maker, arguments, how many it needs
     "topk": (TopKStage, (float, int), 1),
+    "threshold": (ThresholdStage, (float,), 1),
     "randomk": (RandomKStage, (int,), 1),
     "lowrank": (LowRankStage, (int,), 1),
-    "uniform": (_uniform, (float,), 1),
+    "uniform": (_stepped(uniform), (float,), 1),
+    "lattice": (_stepped(lattice), (float,), 1),
+    "bf16": (lambda: CastStage("bf16"), (), 0),
+    "fp16": (lambda: CastStage("fp16"), (), 0),
+    "kmeans": (VectorStage, (int, int), 0),
     "zstd": (ZstdStage, (int,), 0),
 }
-NAMES = (*_MADE, *(name for name in FORMATS if name != "uniform"))
+NAMES = (*_MADE, *(name for name in FORMATS if name not in _MADE))
 _STAGE = re.compile(r"([a-z0-9_]+)\s*(?:\(([^()]*)\))?")
 
 
