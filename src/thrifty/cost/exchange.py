@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from thrifty.cost.payload import HEADER_BYTES, LENGTH_BYTES, factored, payload_bytes
-from thrifty.spec.codec import LowRankStage, RandomKStage, Stage, TopKStage, ZstdStage
+from thrifty.spec.codec import LowRankStage, RandomKStage, Stage, ThresholdStage, TopKStage, ZstdStage
 
 Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
 Route = Literal["all_reduce", "all_gather", "all_to_all", "low_rank"]
 ROUTES: tuple[Route, ...] = ("all_reduce", "all_gather", "all_to_all")
 LINEAR = (RandomKStage,)
-SPARSE = (TopKStage, RandomKStage)
+SPARSE = (TopKStage, ThresholdStage, RandomKStage)
 VARIABLE = (ZstdStage,)
 SPARSE_RANKS = 16
 SIZE_BYTES = 8  # of a message that says how long a payload is
