@@ -96,9 +96,6 @@ class Kept:
             else:
                 self._of[name] = values.to(torch.bfloat16) if self.store == "bf16" else values
 
-    def clear(self) -> None:
-        self._of.clear()
-
     def get(self, name: str, numel: int) -> Tensor | None:
         """What is kept of one tensor, in fp32; none if nothing is.
 
