@@ -267,3 +267,28 @@ def test_an_error_says_what_where_and_a_way_out():
 )
 def test_did_you_mean(word, choices, told):
     assert told in did_you_mean(word, choices)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "told"),
+    [
+        ({"codec": "int5"}, "int8"),
+        ({"codec": "topk"}, "topk takes"),
+        ({"feedback": "ef21", "decay": 0.9}, "runs with 1 and fp32"),
+        ({"local_steps": 4, "fragments": 5}, "leave no time"),
+        ({"local_steps": 4, "delay_steps": 4}, "leave no time"),
+        ({"delay_steps": 1}, "goes with local_steps above 1"),
+    ],
+)
+def test_an_exchange_that_makes_no_sense_is_refused(exchange: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Recipe.model_validate({"batch": {"sequences": 2, "micro_sequences": 1}, "exchange": exchange})
+
+
+def test_a_codec_is_kept_in_its_usual_spelling_and_none_is_none() -> None:
+    def codec(text: str) -> str | None:
+        batch = {"sequences": 2, "micro_sequences": 1}
+        return Recipe.model_validate({"batch": batch, "exchange": {"codec": text}}).exchange.codec
+
+    assert codec("TopK(1/64)+Means2") == "topk(1/64) + means2"
+    assert codec("none") is None

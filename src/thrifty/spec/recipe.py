@@ -166,8 +166,9 @@ class Exchange(Noun):
                 f"local_steps {self.local_steps} leave no time for fragments {self.fragments} and "
                 f"delay_steps {self.delay_steps}: as many fragments at most, and a shorter delay"
             )
-        if self.feedback == "ef21" and self.decay < 1:
-            raise ValueError(f"feedback ef21 has no decay, which is {self.decay:g}; use decay 1, or feedback classic")
+        if self.feedback == "ef21" and (self.decay < 1 or self.residual != "fp32"):
+            told = f"decay is {self.decay:g} and residual {self.residual}"
+            raise ValueError(f"{told}, and feedback ef21 runs with 1 and fp32; use these, or feedback classic")
         if self.delay_steps and self.local_steps == 1:
             raise ValueError(f"delay_steps {self.delay_steps} goes with local_steps above 1; leave it at 0")
         return self
