@@ -120,6 +120,7 @@ def test_which_codecs_have_errors_to_feed_back(codec: Codec, fed: bool) -> None:
         {"decay": 1.5},
         {"kind": "ef21", "decay": 0.9},
         {"kind": "ef21", "two_sided": False},
+        {"kind": "ef21", "store": "bf16"},
     ],
 )
 def test_feedback_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:

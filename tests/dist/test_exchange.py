@@ -190,7 +190,7 @@ def broken_values(codec: str, how: str) -> tuple[bool, bool, bool]:
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("codec", "how"),
-    [("int4", "all_to_all"), ("topk(1/64) + means2", "all_gather"), ("randomk(64)", "auto"), ("identity", "auto")],
+    [("int4", "all_to_all"), ("topk(1/64) + means2", "all_gather"), ("randomk(64)", "auto"), ("identity", "auto"), ("lowrank(2)", "auto")],
 )
 def test_a_broken_gradient_is_seen_and_not_kept(pool, codec, how):
     assert pool(3).run(broken_values, codec, how) == [(True, True, True)] * 3
@@ -239,6 +239,31 @@ def rebuilt() -> float:
     exchange.close()
     error = sum(float((total[name] / 30 - exact[name]).square().sum()) for name in SHAPES)
     return (error / sum(float(tensor.square().sum()) for tensor in exact.values())) ** 0.5
+
+
+def nothing_to_send() -> bool:
+    """No tensors, empty ones, and ones that are not laid out in order; a group of one beside."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    alone = [dist.new_group([one]) for one in range(ranks)]
+    one, exchange = Exchange(codec_of("int8"), alone[rank]), Exchange(codec_of("int8"), how="all_to_all")
+    before = inputs(rank)
+    same = inputs(rank)
+    one.mean(same)
+    exchange.mean({})
+    exchange.mean({"empty": torch.empty(0, 3)})
+    plain, turned = torch.randn(8, 6, generator=torch.Generator().manual_seed(rank)), {}
+    turned["turned"] = plain.t().contiguous().t()
+    straight = {"straight": plain.clone()}
+    exchange.mean(turned)
+    exchange.mean(straight)
+    one.close()
+    exchange.close()
+    return digest(same) == digest(before) and torch.equal(turned["turned"], straight["straight"])
+
+
+@pytest.mark.dist
+def test_odd_tensors(pool):
+    assert all(pool(2).run(nothing_to_send))
 
 
 @pytest.mark.dist

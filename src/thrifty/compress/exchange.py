@@ -164,7 +164,7 @@ class Exchange:
         return sent_bytes(self.messages(shapes))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next mean depends on; each rank has its own."""
+        """What the next mean depends on; each rank has its own. Not while means are under way: `wait` first."""
         kept = {"own": self._own, "server": self._server, "common": self._common, "basis": self._bases}
         state = {f"{part}/{name}": values for part, one in kept.items() for name, values in one.state_dict().items()}
         return state | {f"rounds/{name}": torch.tensor(many) for name, many in self._rounds.items()}

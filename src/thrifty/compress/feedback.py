@@ -31,11 +31,12 @@ class Feedback:
 
     Args:
         decay: below 1 forgets old errors; SparseLoCo (arXiv:2508.15706) takes 0.95 in place of an outer momentum.
-        store: type of what is kept, one value for each exchanged one. int8 has scales in blocks of 256.
+        store: type of what is kept, one value for each exchanged one. int8 has scales in blocks of 256. ef21 is kept in
+            fp32: an estimate rounded by its sender alone would part from the mean that everybody has.
         two_sided: the rank that sums a part and encodes the sum feeds its error back too.
 
     Raises:
-        ThriftyError: a decay outside (0, 1], or ef21 with a decay or one-sided, which would drift.
+        ThriftyError: a decay outside (0, 1], or ef21 with a decay, one-sided or not in fp32, which would drift.
     """
 
     kind: Literal["classic", "ef21"] = "classic"
@@ -49,9 +50,9 @@ class Feedback:
             raise ThriftyError(told, where="feedback", hint="classic or ef21, in fp32, bf16 or int8")
         if not 0 < self.decay <= 1:
             raise ThriftyError(f"decay {self.decay} is not above 0 and at most 1", where="feedback")
-        if self.kind == "ef21" and (self.decay != 1 or not self.two_sided):
-            hint = "decay and one side are for classic feedback"
-            raise ThriftyError("ef21 neither decays nor has one side", where="feedback", hint=hint)
+        if self.kind == "ef21" and (self.decay != 1 or not self.two_sided or self.store != "fp32"):
+            hint = "decay, one side and other types than fp32 are for classic feedback"
+            raise ThriftyError("ef21 would drift", where="feedback", hint=hint)
 
 
 class Kept:
@@ -95,9 +96,6 @@ class Kept:
                 self._of[name] = quantise(values, "int8")
             else:
                 self._of[name] = values.to(torch.bfloat16) if self.store == "bf16" else values
-
-    def clear(self) -> None:
-        self._of.clear()
 
     def get(self, name: str, numel: int) -> Tensor | None:
         """What is kept of one tensor, in fp32; none if nothing is.

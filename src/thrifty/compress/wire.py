@@ -132,7 +132,7 @@ def _of_its_own(ranks: list[int], timeout: timedelta) -> Any:
         dist.all_gather_object(wanted, ranks)
     backend = "cpu:gloo,cuda:nccl" if "nccl" in dist.get_backend_config() else "gloo"
     mine = None
-    for one in sorted({tuple(group) for group in wanted}):
+    for one in sorted({tuple(group) for group in wanted if len(group) > 1}):
         made = dist.new_group(list(one), timeout=timeout, backend=backend)
         mine = made if list(one) == ranks else mine
     return mine
