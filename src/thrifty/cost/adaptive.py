@@ -84,6 +84,25 @@ CANDIDATES = (
 )
 
 
+def known(codec: str | None) -> Candidate | None:
+    """The candidate of that text."""
+    return next((one for one in CANDIDATES if one.codec == codec), None)
+
+
+def coding_seconds(codec: str, values: int) -> float:
+    """Seconds of one core to encode and decode so many values on both hops; of a codec that was not timed, as long as
+    the slowest one takes."""
+    found = known(codec)
+    speed = found.gvalues_per_s if found else min(one.gvalues_per_s for one in CANDIDATES)
+    return HOPS * values / (speed * 1e9)
+
+
+def steps_factor(codec: str | None) -> float:
+    """Multiple of the steps that an exact exchange needs; 1 where the codec's error is not known."""
+    found = known(codec)
+    return 1 + STEPS_PER_ERROR * found.nmse if found else 1.0
+
+
 @dataclass(frozen=True)
 class _Link:
     compute_seconds: float

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.cost import constants
+from thrifty.cost.adaptive import coding_seconds
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.crossing import by_block
 from thrifty.cost.held import sharing_ranks
@@ -85,6 +86,10 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     near = tuple(one for one in sent if one not in apart)
     exposed = _exposed(near, stage.block_forward, stage.block_backward, layers, gathered, rank)
     exposed += _crossing(recipe, apart, stage.block_backward, layers, sum(computed))
+    if apart and recipe.exchange.codec and rank.kind == "cpu":
+        # Encoding takes the cores that compute; a GPU's share of its memory's bandwidth is not modelled.
+        values = sum(unit.shard * unit.number for unit in found)
+        exposed += coding_seconds(recipe.exchange.codec, int(values)) / recipe.exchange.local_steps
     exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
     held = sum(unit.elements * unit.number for unit in found)

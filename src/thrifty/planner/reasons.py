@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from thrifty.cost.adaptive import steps_factor
 from thrifty.cost.memory import Memory, memory, usable_bytes
 from thrifty.cost.run import estimate
 from thrifty.planner import other_software, space
@@ -52,7 +53,14 @@ def saved(job: Job, cluster: Cluster, key: str, on: Candidate, off: Candidate) -
         return measured
     if key == "compile":
         return 1 - on.run.seconds / off.run.seconds
-    return 1 - on.run.step.total / off.run.step.total
+    plain = off.run.step.total
+    if key == "exchange.codec" and off.recipe.exchange.codec is None:
+        # Half the bytes are had without a codec: 16-bit gradients are what it has to beat.
+        halved = _put(off.recipe, "exchange.dtype", "bf16")
+        plain = min(plain, estimate(job, cluster, halved, off.run.memory).step.total)
+    # What a codec loses costs more steps.
+    more = steps_factor(on.recipe.exchange.codec) / steps_factor(off.recipe.exchange.codec)
+    return 1 - more * on.run.step.total / plain
 
 
 def levers(
@@ -74,6 +82,8 @@ def levers(
         said.append(_gated("compile", ask, [False, True]))
     if at(given, "exchange.dtype") is None:
         said.append(_exchange(job, cluster, best))
+    said += [_between_islands(name, ask) for name in ("compression", "localsteps") if name in opened
+             and best.recipe.layout.island > 1 and at(given, space.OPTIONAL[name][0]) is None]  # fmt: skip
     return said + _closed(ask, opened)
 
 
@@ -228,6 +238,26 @@ def _exchange(job: Job, cluster: Cluster, best: Candidate) -> str:
     halved = _put(best.recipe, "exchange.dtype", "bf16")
     gain = 1 - estimate(job, cluster, halved).seconds / best.run.seconds
     return f"exchange fp32: bf16 would save {max(0.0, gain):.1%} and round gradients; --set recipe.exchange.dtype=bf16"
+
+
+def _between_islands(name: str, ask: _Beside) -> str:
+    """What the chosen exchange between islands saves, or why it stays plain."""
+    key, recipe = space.OPTIONAL[name][0], ask.best.recipe
+    plain, chosen = LADDERS[key][0], value_of(recipe, key)
+    offers = [c for value in space.beyond_plain(name, ask.cluster, recipe.software) if (c := ask.cheapest(key, value))]
+    without = ask.cheapest(key, plain)
+    if without is None or not offers:
+        return f"{name}: {key} {chosen}, the only one that fits"
+    if chosen != plain:
+        gain = saved(ask.job, ask.cluster, key, ask.best, without)
+        more = steps_factor(recipe.exchange.codec) - 1 if name == "compression" else 0.0
+        steps = f", with {more:.1%} more steps (assumed)" if more >= 0.0005 else ""
+        over = " with 16-bit gradients" if name == "compression" else ""
+        return f"{name} on: {key} {chosen} saves {gain:.0%} of the time of a step{over}{steps}"
+    other = max(offers, key=lambda c: saved(ask.job, ask.cluster, key, c, without))
+    gain, least = saved(ask.job, ask.cluster, key, other, without), threshold(key, ask.cluster)
+    would = f"would save {gain:.1%} of a step, under the {least:.0%} that it must" if gain > 0 else "would cost time"
+    return f"{name} off: {key} {value_of(other.recipe, key)} {would}"
 
 
 def _closed(ask: _Beside, opened: Sequence[str]) -> list[str]:
