@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.cost import adaptive
-from thrifty.cost.adaptive import BASELINE, CANDIDATES, HOPS, STEPS_PER_ERROR, Candidate, Unit, choose, told
+from thrifty.cost.adaptive import BASELINE, CANDIDATES, HOPS, STEPS_PER_ERROR, Candidate, Unit, choose, said
 from thrifty.spec.codec import stages_of
 
 UNITS = [Unit("embed", 2_000_000, 1e-8), Unit("blocks", 10_000_000, 1e-6), Unit("norms", 10_000, 1e-2)]
@@ -86,13 +86,13 @@ def test_one_rank_sends_nothing() -> None:
 
 
 def test_the_decision_is_told_with_its_gain() -> None:
-    assert told(None).startswith("compression off")
+    assert said(None).startswith("compression off")
     decision = choose(UNITS, link_bytes_per_s=1.25e6, compute_seconds=0.5)
     assert decision is not None
-    said = told(decision)
-    assert said.count("\n") == 1
-    assert f"{100 * decision.gain:.0f}% less time" in said
-    assert all(codec in said for codec in decision.codecs.values())
+    text = said(decision)
+    assert text.count("\n") == 1
+    assert f"{100 * decision.gain:.0f}% less time" in text
+    assert all(codec in text for codec in decision.codecs.values())
 
 
 def test_every_candidate_is_a_codec_with_a_text() -> None:

@@ -277,6 +277,7 @@ def test_did_you_mean(word, choices, told):
         ({"feedback": "ef21", "decay": 0.9}, "runs with 1 and fp32"),
         ({"local_steps": 4, "fragments": 5}, "leave no time"),
         ({"local_steps": 4, "delay_steps": 4}, "leave no time"),
+        ({"adaptive": True}, "set codec"),
         ({"delay_steps": 1}, "goes with local_steps above 1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Codecs of gradients, `chain(TopK(1 / 64), Blockwise(2), Zstd())`, their exchange, and local steps."""
 
+from thrifty.compress.adaptive import Adaptive
 from thrifty.compress.cast import Cast
 from thrifty.compress.codec import Codec, Identity, chain
 from thrifty.compress.entropy import Zstd
@@ -18,7 +19,7 @@ from thrifty.compress.vector import KMeans
 from thrifty.quant import lattice, uniform
 
 __all__ = [
-    "AVERAGE", "DILOCO", "Blockwise", "Cast", "Codec", "Exchange", "Feedback", "Identity", "KMeans", "LocalSteps",
-    "LowRank", "Outer", "Overlap", "Payload", "Pending", "RandomK", "Threshold", "TopK", "Zstd", "chain", "codec_of",
-    "ddp_hook", "fsdp_hook", "fsdp_reduce_scatter", "lattice", "overlap_hooks", "uniform",
+    "AVERAGE", "DILOCO", "Adaptive", "Blockwise", "Cast", "Codec", "Exchange", "Feedback", "Identity", "KMeans",
+    "LocalSteps", "LowRank", "Outer", "Overlap", "Payload", "Pending", "RandomK", "Threshold", "TopK", "Zstd", "chain",
+    "codec_of", "ddp_hook", "fsdp_hook", "fsdp_reduce_scatter", "lattice", "overlap_hooks", "uniform",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ stay equal to the last bit.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 import zlib
@@ -79,6 +80,7 @@ class Exchange:
             hint = "it sums the factors of whole matrices in a route of its own: without chain, how and within"
             raise ThriftyError("LowRank is exchanged alone", where=WHERE, hint=hint)
         self.codec, self.warmup, self.seed = codec, warmup, seed
+        self._asked = feedback
         self.feedback = feedback if feeds_back(codec) else None
         self._wire = Wire(group, timeout_seconds)
         self._island = Wire(within, timeout_seconds) if within is not None else None
@@ -93,6 +95,20 @@ class Exchange:
         self._fifo = Fifo()
         self._started: list[Pending] = []
         self.blocked_seconds = 0.0
+
+    def sibling(self, codec: Codec) -> Exchange:
+        """Another exchange of the same ranks, thread and feedback, for other tensors by another codec, from the start.
+
+        Needs no new process group. Closing either closes both.
+        """
+        other = copy.copy(self)
+        other.codec, other.warmup = codec, 0
+        other.feedback = self._asked if feeds_back(codec) else None
+        other.route = route_of(codec.descriptions(), self._wire.size)
+        store = other.feedback.store if other.feedback else "fp32"
+        other._own, other._server, other._common = Kept(store), Kept(store), Kept()
+        other._rounds, other._agreed, other._started = {}, set(), []
+        return other
 
     @property
     def ranks(self) -> int:

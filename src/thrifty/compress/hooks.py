@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thrifty.compress.adaptive import Adaptive
 from thrifty.compress.exchange import Exchange
 from thrifty.spec.errors import ThriftyError
 
@@ -58,7 +59,7 @@ class Overlap:
     optimizer.step()
     """
 
-    def __init__(self, exchange: Exchange, units: Sequence[dict[str, nn.Parameter]]) -> None:
+    def __init__(self, exchange: Exchange | Adaptive, units: Sequence[dict[str, nn.Parameter]]) -> None:
         self._exchange, self._units = exchange, units
         self._missing: list[set[str]] = []  # of each unit: whose gradients are not there yet
         self._next = 0  # units start in their order, the same on every rank
@@ -115,7 +116,11 @@ class Overlap:
 
 
 def overlap_hooks(
-    model: nn.Module, exchange: Exchange, units: Sequence[Sequence[str]] | None = None, *, unit_bytes: int = UNIT_BYTES
+    model: nn.Module,
+    exchange: Exchange | Adaptive,
+    units: Sequence[Sequence[str]] | None = None,
+    *,
+    unit_bytes: int = UNIT_BYTES,
 ) -> Overlap:
     """Exchanges the gradients of a plain module, or of FSDP2's shards, while backward goes on.
 

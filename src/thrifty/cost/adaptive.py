@@ -166,7 +166,7 @@ def seconds(units: Sequence[Unit], choice: Choice, link: _Link) -> float:
     return (1 + STEPS_PER_ERROR * error) * step_seconds(link.compute_seconds, *_link_and_codec(units, choice, link))
 
 
-def told(decision: Decision | None) -> str:
+def said(decision: Decision | None) -> str:
     """The decision in a line or two."""
     if decision is None:
         return "compression off: 16-bit values reach the target as soon"

@@ -296,7 +296,7 @@ _LEVERS: tuple[_Lever, ...] = (
     ),
     _inner("exchange", "dtype", "exchange", lambda _: "rounds gradients before they are summed"),
     _exchange(
-        ("codec", "feedback", "decay", "residual", "warmup_steps"),
+        ("codec", "adaptive", "feedback", "decay", "residual", "warmup_steps"),
         "compression",
         "loses part of each gradient, which error feedback sends later; measure the loss",
     ),

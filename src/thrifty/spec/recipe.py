@@ -127,6 +127,8 @@ class Exchange(Noun):
         dtype: of gradients while they are reduced, inside islands; between them too, in an all-reduce of every step.
         codec: of what islands send each other, as text (`spec.codec`), e.g. `topk(1/64) + means2`; none = not
             compressed.
+        adaptive: after the warm-up each unit of the gradients takes the codec that reaches the target soonest, by its
+            measured size (`cost.adaptive`), or 16 bits where none pays; plans price `codec`.
         feedback: what a codec lost is sent later: `classic` error feedback, `ef21` (Richtarik et al. 2021,
             arXiv:2106.05203), or `none`.
         decay: of what was lost, each time; below 1 it also takes the place of outer momentum (arXiv:2508.15706).
@@ -143,6 +145,7 @@ class Exchange(Noun):
 
     dtype: Literal["fp32", "bf16"] = "fp32"
     codec: Annotated[str | None, AfterValidator(_known_codec)] = None
+    adaptive: bool = False
     feedback: Literal["classic", "ef21", "none"] = "classic"
     decay: Annotated[Ratio, Field(gt=0, le=1)] = 1.0
     residual: Literal["fp32", "bf16", "int8"] = "fp32"
@@ -169,6 +172,11 @@ class Exchange(Noun):
         if self.feedback == "ef21" and (self.decay < 1 or self.residual != "fp32"):
             told = f"decay is {self.decay:g} and residual {self.residual}"
             raise ValueError(f"{told}, and feedback ef21 runs with 1 and fp32; use these, or feedback classic")
+        if self.adaptive and (self.codec is None or not self.warmup_steps or self.local_steps > 1):
+            raise ValueError(
+                "adaptive chooses in the place of a codec, from gradients of every step: "
+                "set codec, warmup_steps of 1 or more, and local_steps 1"
+            )
         if self.delay_steps and self.local_steps == 1:
             raise ValueError(f"delay_steps {self.delay_steps} goes with local_steps above 1; leave it at 0")
         return self

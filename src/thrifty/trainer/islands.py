@@ -7,7 +7,7 @@ ranks that have its place in the other islands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,8 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thrifty.compress import Exchange, Feedback, Identity, LocalSteps, Outer, Overlap, codec_of
+from thrifty.compress import Adaptive, Exchange, Feedback, Identity, LocalSteps, Outer, Overlap, codec_of
+from thrifty.compress.adaptive import Decide
+from thrifty.cost.adaptive import Decision, Unit, choose, said
 from thrifty.cost.crossing import by_block
+from thrifty.cost.traffic import hop
+from thrifty.spec.plan import Plan
 from thrifty.spec.recipe import Recipe
 from thrifty.trainer.build import Built
 from thrifty.trainer.clip import copies_of, local_of
@@ -30,8 +34,19 @@ class Islands:
         local: where islands take steps by themselves: for what tensor ranks split, and for what they hold whole.
     """
 
-    def __init__(self, built: Built, recipe: Recipe, timeout_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        built: Built,
+        recipe: Recipe,
+        decide: Decide = lambda _: None,
+        tell: Callable[[str], None] = lambda _: None,
+        timeout_seconds: float | None = None,
+    ) -> None:
         """All ranks call it, with the same parameters on every island.
+
+        Args:
+            decide: which codec each unit takes, where the recipe leaves that to measured gradients.
+            tell: takes what was decided, in words.
 
         Raises:
             ThriftyError: islands start from other parameters.
@@ -41,13 +56,18 @@ class Islands:
         self._built, self._recipe = built, recipe
         self._island = built.mesh["island"].get_local_rank()
         feedback = None if asked.feedback == "none" else Feedback(asked.feedback, asked.decay, asked.residual)
-        self.exchange = Exchange(
+        exchange = Exchange(
             codec_of(asked.codec) if asked.codec else Identity(),
             built.mesh.get_group("island"),
             feedback=feedback,
             warmup=asked.warmup_steps,
             timeout_seconds=timeout_seconds,
         )
+        self.exchange: Exchange | Adaptive = exchange
+        if asked.adaptive:
+            self.exchange = Adaptive(exchange, decide, asked.warmup_steps, lambda made: tell(said(made)))
+        else:
+            _compile_kernels(exchange, units(built.model, recipe))
         self.local: list[LocalSteps] = []
         self._units = units(built.model, recipe)
         self._overlap = Overlap(self.exchange, self._units) if by_block(recipe.layout, asked.local_steps) else None
@@ -59,21 +79,11 @@ class Islands:
             )
             self.local = [
                 LocalSteps(
-                    unit.items(), self.exchange, every=asked.local_steps, outer=outer, fragments=asked.fragments,
+                    unit.items(), exchange, every=asked.local_steps, outer=outer, fragments=asked.fragments,
                     delay=asked.delay_steps, alpha=asked.alpha,
                 )
                 for unit in self._units
             ]  # fmt: skip
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """Compiles the codec's kernels, for which the first step would wait."""
-        if self.exchange.route not in ("all_gather", "all_to_all"):
-            return
-        parts = self.exchange.ranks if self.exchange.route == "all_to_all" else 1
-        for size in {sum(local_of(p).numel() for p in unit.values()) // parts for unit in self._units}:
-            like = torch.randn(size)
-            self.exchange.codec.decode(self.exchange.codec.encode(like), like)
 
     def expect_last(self) -> None:
         """Before the last backward pass of a step: gradients that it completes may cross at once."""
@@ -119,6 +129,8 @@ class Islands:
             tensors: of model and optimizer, as this rank has them.
         """
         found, progress = dict(tensors), dict[str, Any](of=self._description())
+        if isinstance(self.exchange, Adaptive):
+            progress["adaptive"] = self.exchange.settings
         states = [one.state_dict() for one in self.local]  # waits for what is under way, which feeds errors back
         found |= {f"exchange.{dist.get_rank()}.{key}": value for key, value in self.exchange.state_dict().items()}
         if not self.local:
@@ -150,18 +162,38 @@ class Islands:
         Returns:
             What starts anew, in words; None where all goes on.
         """
-        told: list[str] = []
-        mine = {key: value for key, value in stored.items() if key.startswith(f"exchange.{dist.get_rank()}.")}
-        kept = {key: torch.empty_like(value, device="cpu") for key, value in mine.items()}
-        known = progress.get("of") == self._description()
-        wanted = dict(kept) if known else {}
-        states = [one.state_dict() for one in self.local]
+        wanted: dict[str, Tensor] = {}
         for name, value in tensors.items():
             own = f"island{self._island}.{name}"
             if own in stored:
                 wanted[own] = value
             elif not (self.local and name.startswith("model.")):
                 wanted[name] = value
+        states, anew = self._local_states(progress, stored, wanted)
+        known = progress.get("of") == self._description()
+        own = f"exchange.{dist.get_rank()}."
+        kept = {key.removeprefix(own): torch.empty_like(value, device="cpu") for key, value in stored.items()
+                if known and key.startswith(own)}  # fmt: skip
+        read(wanted | {own + key: value for key, value in kept.items()})
+        for one, state in zip(self.local, states, strict=True):
+            one.load_state_dict(state)
+        if self.local and f"island{self._island}.{next(iter(tensors))}" not in stored:
+            anew.append("islands start from the parameters that all had in common")
+            self.settle()
+        if not known:
+            anew.append(self.exchange.reset())
+        elif isinstance(self.exchange, Adaptive):
+            self.exchange.load(progress["adaptive"], kept, [list(unit) for unit in self._units])
+        else:
+            self.exchange.load_state_dict(kept)
+        return "; ".join(dict.fromkeys(anew)) or None
+
+    def _local_states(
+        self, progress: dict[str, Any], stored: Mapping[str, Tensor], wanted: dict[str, Tensor]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """States of the local steps, whose tensors are added to those wanted; and what starts anew, in words."""
+        anew: list[str] = []
+        states = [one.state_dict() for one in self.local]
         local = progress.get("local", {"step": 0, "synchronised": [0] * self._recipe.exchange.fragments, "waiting": []})
         for one, state in zip(self.local, states, strict=True):
             wanted |= {f"model.{name}": value for name, value in state["anchor"].items()}
@@ -169,7 +201,7 @@ class Islands:
             if outer.keys() <= stored.keys():
                 wanted |= outer
             else:
-                told.append("outer momentum starts from zero")
+                anew.append("outer momentum starts from zero")
             state |= {key: local[key] for key in ("step", "synchronised")}
             state["waiting"] = [
                 waiting | {"mean": {name: state["anchor"][name].clone() for name in one.fragments[waiting["part"]]}}
@@ -177,17 +209,7 @@ class Islands:
             ]
             for waiting in state["waiting"]:
                 wanted |= {f"waiting.{waiting['part']}.{name}": value for name, value in waiting["mean"].items()}
-        read(wanted)
-        for one, state in zip(self.local, states, strict=True):
-            one.load_state_dict(state)
-        if self.local and f"island{self._island}.{next(iter(tensors))}" not in stored:
-            told.append("islands start from the parameters that all had in common")
-            self.settle()
-        if known:
-            self.exchange.load_state_dict({key.split(".", 2)[2]: value for key, value in kept.items()})
-        elif progress or self.exchange.feedback is not None:
-            told.append(self.exchange.reset())
-        return "; ".join(dict.fromkeys(told)) or None
+        return states, anew
 
     def settle(self) -> None:
         """Puts the parameters that all islands have in common into the model for good."""
@@ -203,6 +225,16 @@ class Islands:
         return {"layout": self._recipe.layout.model_dump(), "exchange": self._recipe.exchange.model_dump()}
 
 
+def _compile_kernels(exchange: Exchange, units: Sequence[Mapping[str, nn.Parameter]]) -> None:
+    """Of the codec, for sizes as they will come: the first step would wait for it."""
+    if exchange.route not in ("all_gather", "all_to_all"):
+        return
+    parts = exchange.ranks if exchange.route == "all_to_all" else 1
+    for size in {sum(local_of(p).numel() for p in unit.values()) // parts for unit in units}:
+        like = torch.randn(size)
+        exchange.codec.decode(exchange.codec.encode(like), like)
+
+
 def units(model: nn.Module, recipe: Recipe) -> list[dict[str, nn.Parameter]]:
     """Parameters that cross islands together, by name; the same as `cost.crossing.exchanged` prices.
 
@@ -216,3 +248,15 @@ def units(model: nn.Module, recipe: Recipe) -> list[dict[str, nn.Parameter]]:
             unit = "whole" if copies_of(parameter) > 1 else "split"
         found.setdefault(unit, {})[name] = parameter
     return sorted(found.values(), key=lambda unit: unit is found.get("root"))
+
+
+def best_codecs(plan: Plan, found: Sequence[Unit]) -> Decision | None:
+    """The codec of each unit on the plan's link between islands, beside the computation that it predicts."""
+    layout, bill = plan.recipe.layout, plan.predicted
+    link = hop(plan.cluster, layout, "island")
+    return choose(
+        found,
+        link_bytes_per_s=link.bandwidth,
+        compute_seconds=bill.seconds_by_part["compute"].value / bill.steps.value,
+        ranks=layout.island,
+    )

@@ -32,7 +32,7 @@ from thrifty.trainer.build import Built, build, passes
 from thrifty.trainer.checkpoint import Checkpoints
 from thrifty.trainer.clip import clip_gradients
 from thrifty.trainer.export import export_ranks
-from thrifty.trainer.islands import Islands
+from thrifty.trainer.islands import Islands, best_codecs
 from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
 from thrifty.trainer.record import Record
@@ -96,7 +96,7 @@ def execute(
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
         islands = None
         if plan.recipe.exchange.between_islands and plan.recipe.layout.island > 1:
-            islands = Islands(built, plan.recipe)
+            islands = Islands(built, plan.recipe, partial(best_codecs, plan), record.note)
         base, start = restore(world, built, islands, checkpoints, record) if resume else (None, 0)
         record.begin(plan, world, prepared, resumed_from=start if resume else None)
         meter = Meter(plan, world, began, traffic, base, world.share(record.spent and record.spent.before))
