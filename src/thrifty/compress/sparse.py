@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from thrifty.compress.codec import Codec
+from thrifty.compress.largest import largest, places_of
 from thrifty.compress.payload import WHERE
 from thrifty.cost.payload import index_bits, index_bytes, kept, tail_block
 from thrifty.quant.packing import pack, packed_bytes, unpack
 from thrifty.quant.rounding import row_keys, uniforms
 from thrifty.spec.codec import RandomKStage, TopKStage
 from thrifty.spec.errors import ThriftyError
-
-GROUPS = 8  # values looked at together in the search for the largest
-TILE = 64  # chunks sorted at a time: a megabyte of fp32, which stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -82,34 +80,6 @@ class TopK(Codec):
         return found
 
 
-def largest(rows: Tensor, keep: int) -> Tensor:
-    """Places of the `keep` largest magnitudes of each row, ascending; exact.
-
-    Where few are kept, first by groups: the largest values lie in the groups with the largest maxima, so that only
-    those groups are searched.
-    """
-    columns = rows.shape[1]
-    width = columns // GROUPS
-    grouped = columns % GROUPS == 0 and width >= 2 * keep
-    found = torch.empty(rows.shape[0], keep, dtype=torch.int64, device=rows.device)
-    for start in range(0, rows.shape[0], TILE):
-        size = rows[start : start + TILE].abs()
-        if size.dtype in (torch.bfloat16, torch.float16):
-            size = size.float()
-        if grouped:
-            # Group j is every width-th value from j on, so that the maximum runs over whole vectors.
-            tops = size.view(-1, GROUPS, width).amax(1)  # (chunks, width)
-            groups = tops.topk(keep, sorted=False).indices
-            offsets = torch.arange(0, columns, width, device=rows.device)
-            candidates = (groups[:, None, :] + offsets[None, :, None]).reshape(-1, GROUPS * keep)
-            best = size.gather(1, candidates).topk(keep, sorted=False).indices
-            places = candidates.gather(1, best)
-        else:
-            places = size.topk(keep, sorted=False).indices
-        found[start : start + TILE] = places.sort(1).values
-    return found  # (rows, keep)
-
-
 def _write(places: Tensor, chunk: int) -> Tensor:
     """Ascending places (chunks, keep) in Elias-Fano code, as bytes."""
     chunks, keep = places.shape
@@ -133,10 +103,10 @@ def _read(code: Tensor, chunks: int, chunk: int, keep: int) -> Tensor:
     if code.numel() != index_bytes(chunks, chunk, keep):
         raise ThriftyError("cut off within the indices", where=WHERE)
     bits = unpack(code[:cut].view(chunks, -1), 1, columns)
-    ends = bits.nonzero()
+    ends = places_of(bits)
     if ends.shape[0] != chunks * keep or not bool((bits.sum(1) == keep).all()):
         raise ThriftyError("broken: its indices are not as many as its values", where=WHERE)
-    places = (ends[:, 1].view(chunks, keep) - torch.arange(keep, device=code.device)) << low
+    places = (ends.view(chunks, keep) % columns - torch.arange(keep, device=code.device)) << low
     if low:
         lows = unpack(code[cut:].view(1, -1), low, tail_block(chunks * keep), torch.int32)
         places = places | lows[0, : chunks * keep].view(chunks, keep)

@@ -161,17 +161,17 @@ def can_compile(device: str) -> bool:
 def compiled_encode(form: BlockFormat, stochastic: bool):
     """`encode_rows` of one format, fused."""
     if stochastic:
-        return _compiled(lambda x, keys: encode_rows(x, form, keys), f"encode_{form}_stochastic")
-    return _compiled(lambda x: encode_rows(x, form), f"encode_{form}")
+        return fused(lambda x, keys: encode_rows(x, form, keys), f"encode_{form}_stochastic")
+    return fused(lambda x: encode_rows(x, form), f"encode_{form}")
 
 
 @cache
 def compiled_decode(form: BlockFormat, block: int, dtype: torch.dtype):
     """`decode_rows` of one format, fused."""
-    return _compiled(lambda scales, packed: decode_rows(scales, packed, form, block, dtype), f"decode_{form}_{dtype}")
+    return fused(lambda scales, packed: decode_rows(scales, packed, form, block, dtype), f"decode_{form}_{dtype}")
 
 
-def _compiled(function, name: str):
+def fused(function, name: str):
     """`torch.compile` with code of its own: it keeps eight variants of one code, and runs a ninth format unfused."""
     code = function.__code__.replace(co_name="".join(c if c.isalnum() else "_" for c in name))
     return torch.compile(types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__))
