@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from thrifty.compress import Blockwise, Cast, Identity, Payload, RandomK, TopK, Zstd, chain, uniform
+from thrifty.compress import Blockwise, Cast, Identity, Payload, RandomK, Threshold, TopK, Zstd, chain, uniform
 from thrifty.spec.errors import ThriftyError
 
 CODECS = {
@@ -27,6 +27,10 @@ CODECS = {
     "top 1/64": TopK(1 / 64),
     "top 1/3 of 100": TopK(1 / 3, 100),
     "top all": TopK(1.0, 64),
+    "threshold 1/64": Threshold(1 / 64),
+    "threshold 1/3": Threshold(1 / 3),
+    "threshold all": Threshold(1.0),
+    "threshold int4 zstd": chain(Threshold(0.1), Blockwise(4), Zstd()),
     "random 1/64": RandomK(64),
     "random 1/5, as they are": RandomK(5, unbiased=False),
     "bf16": Cast("bf16"),
@@ -237,6 +241,7 @@ def test_floats_shrink_in_planes():
         (lambda: chain(Zstd(), Blockwise(8)), "cannot follow"),
         (lambda: TopK(0), "TopK keeps"),
         (lambda: TopK(0.5, 0), "TopK keeps"),
+        (lambda: Threshold(1.5), "Threshold keeps"),
         (lambda: RandomK(0), "RandomK"),
         (lambda: Cast("bf8"), "did you mean"),
         (lambda: Blockwise(5), "no block format"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.compress import Blockwise, Cast, Codec, RandomK, TopK, Zstd, chain, codec_of, uniform
+from thrifty.compress import Blockwise, Cast, Codec, RandomK, Threshold, TopK, Zstd, chain, codec_of, uniform
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from thrifty.compress import Blockwise, Cast, Codec, RandomK, TopK, Zstd, chain,
     [
         ("topk(1/64) + means2 + zstd", chain(TopK(1 / 64), Blockwise(2), Zstd())),
         ("randomk(64)", chain(RandomK(64))),
+        ("threshold(1/64) + means2", chain(Threshold(1 / 64), Blockwise(2))),
         ("bf16", chain(Cast("bf16"))),
         ("topk(0.1, 256) + fp16 + zstd", chain(TopK(0.1, 256), Cast("fp16"), Zstd())),
         ("int4", chain(Blockwise(4))),

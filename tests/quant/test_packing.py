@@ -16,3 +16,5 @@ def test_there_and_back(bits, columns):
     assert packed.dtype == torch.uint8
     assert packed.shape == (5, packed_bytes(columns, bits))
     assert torch.equal(unpack(packed, bits, columns, torch.int32), codes)
+    if bits <= 8:
+        assert torch.equal(pack(codes.float(), bits), packed)

@@ -6,7 +6,7 @@ from thrifty.compress.entropy import Zstd
 from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
-from thrifty.compress.sparse import RandomK, TopK
+from thrifty.compress.sparse import RandomK, Threshold, TopK
 from thrifty.quant import uniform
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Identity",
     "Payload",
     "RandomK",
+    "Threshold",
     "TopK",
     "Zstd",
     "chain",

@@ -1,7 +1,8 @@
-"""Places of the k largest magnitudes of every row."""
+"""Places of the k largest magnitudes: of every row, or of all values."""
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from thrifty.quant.kernels import COMPILE_FROM, can_compile, fused
+from thrifty.quant.rounding import row_keys, uniforms
 
 GROUPS = 8  # values that share a maximum
 TILE = 1024  # rows searched at a time: what a call of a kernel costs is spread over them
+SAMPLE = 1 << 16  # magnitudes that a threshold is estimated from
 WIDE = 8  # a row with more than so many candidates for each place is sorted instead
 INFINITY = 0x7F800000  # bits of it; nan lies above
 FLOAT_BITS, COARSE_BITS = 31, 15  # of a magnitude; of one whose mantissa is cut to 7 bits
@@ -43,6 +46,38 @@ def sorted_places(rows: Tensor, keep: int) -> Tensor:
     if size.dtype in (torch.bfloat16, torch.float16):
         size = size.float()
     return size.topk(keep, sorted=False).indices.sort(1).values
+
+
+def largest_of_all(values: Tensor, keep: int, seed: int) -> Tensor:
+    """Flat places of the `keep` largest magnitudes, ascending; exact. nan counts as infinite.
+
+    A threshold from a sample leaves few candidates, among which the k-th decides: as in Deep Gradient Compression,
+    arXiv:1712.01887, section 3.2. Should the sample mislead, all values are candidates.
+    """
+    if keep in (0, values.numel()):
+        return torch.arange(keep, device=values.device)
+    size = values.abs()
+    places, _ = one_of_each_run(values.numel(), math.ceil(values.numel() / SAMPLE), seed, values.device)
+    sample = size[places]
+    hits = sample.numel() * keep / values.numel()
+    rank = math.ceil(hits + 3 * math.sqrt(hits)) + 1  # three standard deviations more than needed
+    found = None
+    if rank < sample.numel():
+        found = places_of((size < sample.topk(rank).values[-1]).logical_not_().view(torch.uint8))
+    if found is None or found.numel() < keep:
+        found = torch.arange(values.numel(), device=values.device)
+    best = torch.zeros(found.numel(), dtype=torch.bool, device=values.device)
+    best[size[found].topk(keep, sorted=False).indices] = True
+    return found[best]
+
+
+def one_of_each_run(numel: int, every: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A place drawn in each run of `every`, and the runs' lengths: `every`, or what is left for the last."""
+    runs = math.ceil(numel / every)
+    starts = torch.arange(runs, device=device) * every
+    lengths = (numel - starts).clamp(max=every)
+    drawn = (uniforms(row_keys(runs, 0, seed, device), 1)[:, 0].double() * lengths).long()
+    return starts + drawn, lengths
 
 
 def places_of(mask: Tensor) -> Tensor:

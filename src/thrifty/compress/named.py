@@ -6,8 +6,17 @@ from thrifty.compress.cast import Cast
 from thrifty.compress.codec import Codec, chain
 from thrifty.compress.entropy import Zstd
 from thrifty.compress.quantize import Blockwise
-from thrifty.compress.sparse import RandomK, TopK
-from thrifty.spec.codec import BlocksStage, CastStage, RandomKStage, Stage, TopKStage, ZstdStage, stages_of
+from thrifty.compress.sparse import RandomK, Threshold, TopK
+from thrifty.spec.codec import (
+    BlocksStage,
+    CastStage,
+    RandomKStage,
+    Stage,
+    ThresholdStage,
+    TopKStage,
+    ZstdStage,
+    stages_of,
+)
 
 
 def codec_of(text: str) -> Codec:
@@ -23,6 +32,8 @@ def _made(stage: Stage) -> Codec:
     match stage:
         case TopKStage(density, chunk):
             return TopK(density, chunk)
+        case ThresholdStage(density):
+            return Threshold(density)
         case RandomKStage(every):
             return RandomK(every)
         case CastStage(form):

@@ -1,8 +1,7 @@
-"""Sparsifiers: the largest values of each chunk, or values drawn by seed."""
+"""Sparsifiers: the largest values of each chunk or of the whole, or values drawn by seed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +9,11 @@ import torch
 from torch import Tensor
 
 from thrifty.compress.codec import Codec
-from thrifty.compress.largest import largest, places_of
+from thrifty.compress.largest import largest, largest_of_all, one_of_each_run, places_of
 from thrifty.compress.payload import WHERE
 from thrifty.cost.payload import index_bits, index_bytes, kept, tail_block
 from thrifty.quant.packing import pack, packed_bytes, unpack
-from thrifty.quant.rounding import row_keys, uniforms
-from thrifty.spec.codec import RandomKStage, TopKStage
+from thrifty.spec.codec import RandomKStage, ThresholdStage, TopKStage
 from thrifty.spec.errors import ThriftyError
 
 
@@ -80,6 +78,46 @@ class TopK(Codec):
         return found
 
 
+@dataclass(frozen=True)
+class Threshold(Codec):
+    """The share `density` of largest magnitudes of the whole tensor, and 0 for the rest.
+
+    A threshold from a sample leaves a few too many, and the exact share of those is kept: so the number of values and
+    the bytes are known before it runs, and ranks need not tell each other sizes. Where energy lies in few places it
+    keeps more of it than `TopK`, which takes as many from every chunk.
+
+    Raises:
+        ThriftyError: density outside (0, 1].
+    """
+
+    density: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ThriftyError(f"Threshold keeps {self.density} of all values", hint="e.g. Threshold(1/64)")
+
+    def describe(self) -> ThresholdStage:
+        return ThresholdStage(self.density)
+
+    def contraction(self, numel: int) -> float:
+        """The kept share, as of `TopK`."""
+        return min(1.0, self.density)
+
+    def forward(self, values: Tensor, shape: Sequence[int], seed: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        places = largest_of_all(values, kept(values.numel(), self.density), seed)
+        if not values.numel():
+            return values, (torch.empty(0, dtype=torch.uint8, device=values.device),)
+        return values[places], (_write(places[None], values.numel()),)
+
+    def inverse(
+        self, values: Tensor, beside: Sequence[Tensor], count: int, dtype: torch.dtype, shape: Sequence[int], seed: int
+    ) -> Tensor:
+        out = torch.zeros(count, dtype=dtype, device=values.device)
+        if count:
+            out[_read(beside[0], 1, count, kept(count, self.density))[0]] = values.to(dtype)
+        return out
+
+
 def _write(places: Tensor, chunk: int) -> Tensor:
     """Ascending places (chunks, keep) in Elias-Fano code, as bytes."""
     chunks, keep = places.shape
@@ -142,22 +180,14 @@ class RandomK(Codec):
         return 1.0 if self.every == 1 else 0.0
 
     def forward(self, values: Tensor, shape: Sequence[int], seed: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        places, lengths = self._draw(values.numel(), seed, values.device)
+        places, lengths = one_of_each_run(values.numel(), self.every, seed, values.device)
         picked = values[places]
         return (picked * lengths.to(values.dtype) if self.unbiased else picked), ()
 
     def inverse(
         self, values: Tensor, beside: Sequence[Tensor], count: int, dtype: torch.dtype, shape: Sequence[int], seed: int
     ) -> Tensor:
-        places, _ = self._draw(count, seed, values.device)
+        places, _ = one_of_each_run(count, self.every, seed, values.device)
         out = torch.zeros(count, dtype=dtype, device=values.device)
         out[places] = values.to(dtype)
         return out
-
-    def _draw(self, numel: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """One place in each run, and the runs' lengths: `every`, or what is left for the last."""
-        runs = math.ceil(numel / self.every)
-        starts = torch.arange(runs, device=device) * self.every
-        lengths = (numel - starts).clamp(max=self.every)
-        drawn = (uniforms(row_keys(runs, 0, seed, device), 1)[:, 0].double() * lengths).long()
-        return starts + drawn, lengths

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.spec.codec import BlocksStage, CastStage, RandomKStage, Stage, TopKStage, ZstdStage
+from thrifty.spec.codec import BlocksStage, CastStage, RandomKStage, Stage, ThresholdStage, TopKStage, ZstdStage
 from thrifty.spec.formats import SCALE_BITS, BlockFormat
 
 # Magic, version, number of parts, CRC-32 of all behind it, CRC-32 of the codec's description, seed, number of values.
@@ -68,6 +68,9 @@ def after(stage: Stage, values: int, bits: int) -> Size:
             keep, keep_rest = kept(chunk, density), kept(rest, density)
             places = index_bytes(whole, chunk, keep) + index_bytes(1 if rest else 0, rest, keep_rest)
             return Size(whole * keep + keep_rest, bits, (places,))
+        case ThresholdStage(density):
+            keep = kept(values, density)
+            return Size(keep, bits, (index_bytes(1 if values else 0, values, keep),))
         case RandomKStage(every):
             return Size(math.ceil(values / every), bits)
         case CastStage():

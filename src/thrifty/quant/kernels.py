@@ -97,7 +97,7 @@ def _uniform(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> 
     scale = _stored(scale, form)
     q = x * (1 / scale)
     q = q.round() if keys is None else (q + uniforms(keys, x.shape[1])).floor()
-    return scale, (q.clamp(-form.top, form.top) + (form.top + 1)).to(torch.uint8)
+    return scale, q.clamp(-form.top, form.top) + (form.top + 1)
 
 
 def _float(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def _float(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tu
 def _sign(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = mean|x|, the level nearest to all of them."""
     scale = _stored(top * (x.abs() * (1 / top)).mean(1, keepdim=True), form)
-    return scale, (x < 0).to(torch.uint8)
+    return scale, torch.where(x < 0, 1.0, 0.0)
 
 
 def _levels(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def _levels(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> t
         level = torch.where(past, above, level)
     fitted = (size * level).sum(1, keepdim=True) / level.square().sum(1, keepdim=True)
     codes = place + torch.where(x < 0, float(2 ** (form.bits - 1)), 0.0)
-    return _stored(rms * fitted, form), codes.to(torch.uint8)
+    return _stored(rms * fitted, form), codes
 
 
 def _means(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ def _means(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tu
     high = (size * past).sum(1, keepdim=True)
     low = (size.sum(1, keepdim=True) - high).clamp(min=0.0) / (whole - above).clamp(min=1.0)
     scales = _stored(torch.cat([low, high / above.clamp(min=1.0)], 1) * top, form)
-    return scales, (past + torch.where(x < 0, 2.0, 0.0)).to(torch.uint8)
+    return scales, past + torch.where(x < 0, 2.0, 0.0)
 
 
 _KINDS = {"uniform": _uniform, "float": _float, "sign": _sign, "levels": _levels, "means": _means}

@@ -25,23 +25,32 @@ def packed_bytes(columns: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes (rows, columns) below 2^bits, any integer dtype, as bytes (rows, columns * bits / 8).
+    """Codes (rows, columns) below 2^bits as bytes (rows, columns * bits / 8).
 
-    `columns` is a multiple of 8, so that every plane ends on a whole byte.
+    `columns` is a multiple of 8, so that every plane ends on a whole byte. Codes are of any integer dtype, or, up to 8
+    bits, whole numbers in fp32: compilers make whole vectors of their sums, and less of shifts of bytes.
     """
-    shift, packed = 0, []
+    floats = codes.dtype.is_floating_point
+    packed = []
     for width in planes(bits):
-        plane = (codes >> shift) if shift else codes
-        if width < bits:
-            plane = plane & (2**width - 1)
-        plane = plane.to(torch.uint8)
-        run = codes.shape[1] * width // 8
-        byte = plane[:, :run]
-        for place in range(1, 8 // width):
-            byte = byte | (plane[:, place * run : (place + 1) * run] << (place * width))
-        packed.append(byte)
-        shift += width
+        bits -= width
+        plane, size = codes, 2**width
+        if bits and floats:
+            codes = (codes * (1 / size)).floor()
+            plane = plane - codes * size
+        elif bits:
+            codes, plane = codes >> width, codes & (size - 1)
+        packed.append(_joined(plane, width))
     return packed[0] if len(packed) == 1 else torch.cat(packed, 1)
+
+
+def _joined(plane: Tensor, width: int) -> Tensor:
+    """The runs of a plane over each other in bytes."""
+    floats = plane.dtype.is_floating_point
+    byte, *above = (plane if floats else plane.to(torch.uint8)).chunk(8 // width, 1)
+    for place, run in enumerate(above, 1):
+        byte = byte + run * float(2 ** (place * width)) if floats else byte | (run << (place * width))
+    return byte.to(torch.uint8)
 
 
 def unpack_runs(packed: Tensor, bits: int, columns: int, dtype: torch.dtype = torch.uint8) -> list[Tensor]:

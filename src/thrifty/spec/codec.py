@@ -3,6 +3,7 @@
 A codec is a chain of stages, first to last. The text has one name for each, joined by `+`:
 
     topk(DENSITY[, CHUNK])    the largest magnitudes of each chunk
+    threshold(DENSITY)        the largest magnitudes of the whole tensor
     randomk(EVERY)            one value of each run, drawn by seed
     bf16 fp16                 the values, each rounded to 16 bits: the baseline
     int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 uniform(STEP)    a block format
@@ -28,6 +29,13 @@ class TopKStage:
 
     density: float
     chunk: int = 4096
+
+
+@dataclass(frozen=True)
+class ThresholdStage:
+    """The share `density` largest magnitudes of the whole tensor, with indices in Elias-Fano code."""
+
+    density: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class ZstdStage:
     level: int = 1
 
 
-Stage = TopKStage | RandomKStage | CastStage | BlocksStage | ZstdStage
+Stage = TopKStage | ThresholdStage | RandomKStage | CastStage | BlocksStage | ZstdStage
 
 
 def _blocks(name: str) -> BlocksStage:
@@ -77,6 +85,7 @@ def _uniform(step: float) -> BlocksStage:
 
 _MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by name: maker, arguments, how many it needs
     "topk": (TopKStage, (float, int), 1),
+    "threshold": (ThresholdStage, (float,), 1),
     "randomk": (RandomKStage, (int,), 1),
     "uniform": (_uniform, (float,), 1),
     "bf16": (lambda: CastStage("bf16"), (), 0),
