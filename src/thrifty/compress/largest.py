@@ -56,19 +56,26 @@ def largest_of_all(values: Tensor, keep: int, seed: int) -> Tensor:
     """
     if keep in (0, values.numel()):
         return torch.arange(keep, device=values.device)
-    size = values.abs()
     places, _ = one_of_each_run(values.numel(), math.ceil(values.numel() / SAMPLE), seed, values.device)
-    sample = size[places]
+    sample = values[places].abs()
     hits = sample.numel() * keep / values.numel()
     rank = math.ceil(hits + 3 * math.sqrt(hits)) + 1  # three standard deviations more than needed
     found = None
     if rank < sample.numel():
-        found = places_of((size < sample.topk(rank).values[-1]).logical_not_().view(torch.uint8))
+        found = places_of(_not_below(values, sample.topk(rank).values[-1]))
     if found is None or found.numel() < keep:
         found = torch.arange(values.numel(), device=values.device)
     best = torch.zeros(found.numel(), dtype=torch.bool, device=values.device)
-    best[size[found].topk(keep, sorted=False).indices] = True
+    best[values[found].abs().topk(keep, sorted=False).indices] = True
     return found[best]
+
+
+def _not_below(values: Tensor, least: Tensor) -> Tensor:
+    """uint8 ones where a magnitude is not below `least`; nan is not."""
+    if values.numel() < COMPILE_FROM or not can_compile(values.device.type) or values.dtype == torch.float64:
+        return (values.abs() < least).logical_not_().view(torch.uint8)
+    torch._dynamo.mark_dynamic(values, 0)
+    return _reaching()(values, least.float())
 
 
 def one_of_each_run(numel: int, every: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -98,7 +105,7 @@ def _searched(rows: Tensor, keep: int) -> Tensor:
     torch._dynamo.mark_dynamic(rows, 0)
     tops = _group_maxima()(rows)
     torch._dynamo.mark_dynamic(tops, 0)
-    mask, counts = _reaching()(rows, _kth(keep, COARSE_BITS)(tops))
+    mask, counts = _counted()(rows, _kth(keep, COARSE_BITS)(tops))
     flat = places_of(mask)
     wide = counts > WIDE * keep  # almost all zeros, or all the same
     if not bool(wide.any()):
@@ -137,13 +144,18 @@ def _group_maxima():
 
 @cache
 def _reaching():
+    return fused(lambda values, least: torch.where(values.float().abs() < least, 0.0, 1.0).to(torch.uint8), "reaching")
+
+
+@cache
+def _counted():
     """Mask of what is not below a row's threshold, and how many those are."""
 
-    def reaching(rows: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(rows: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
         reached = torch.where(rows.float().abs() < least, 0.0, 1.0)
         return reached.to(torch.uint8), reached.sum(1).to(torch.int64)
 
-    return fused(reaching, "reaching")
+    return fused(counted, "counted")
 
 
 @cache
