@@ -13,7 +13,7 @@ from thrifty.quant.kernels import COMPILE_FROM, can_compile, fused
 from thrifty.quant.rounding import row_keys, uniforms
 
 GROUPS = 8  # values that share a maximum
-TILE = 1024  # rows searched at a time: what a call of a kernel costs is spread over them
+TILE = 512  # rows searched at a time: what a call of a kernel costs is spread over them
 SAMPLE = 1 << 16  # magnitudes that a threshold is estimated from
 WIDE = 8  # a row with more than so many candidates for each place is sorted instead
 INFINITY = 0x7F800000  # bits of it; nan lies above
@@ -27,17 +27,15 @@ def largest(rows: Tensor, keep: int, *, compiled: bool | None = None) -> Tensor:
         rows: of any float dtype.
         compiled: search by fused kernels; by default on CPUs, for tensors large enough, where a compiler is found.
     """
-    many, columns = rows.shape
+    columns = rows.shape[1]
     if compiled is None:
         compiled = rows.numel() >= COMPILE_FROM and rows.device.type == "cpu" and can_compile("cpu")
     grouped = columns % GROUPS == 0 and columns // GROUPS >= 2 * keep
     if not compiled or not grouped or rows.dtype == torch.float64:
         return sorted_places(rows, keep)
-    found = torch.empty(many, keep, dtype=torch.int64, device=rows.device)
-    for start in range(0, many, TILE):
-        tile = rows[start : start + TILE]
-        found[start : start + TILE] = _searched(tile, keep) if len(tile) > 1 else sorted_places(tile, keep)
-    return found  # (rows, keep)
+    tiles = rows.split(TILE)
+    found = [_searched(tile, keep) if len(tile) > 1 else sorted_places(tile, keep) for tile in tiles]
+    return found[0] if len(found) == 1 else torch.cat(found)  # (rows, keep)
 
 
 def sorted_places(rows: Tensor, keep: int) -> Tensor:
@@ -125,7 +123,8 @@ def _best(rows: Tensor, flat: Tensor, counts: Tensor, keep: int) -> Tensor:
     slots = torch.arange(flat.numel()) + torch.repeat_interleave(firsts, counts)
     table = torch.full((many, width), -1.0)
     infinity = float("inf")
-    table.view(-1)[slots] = rows.reshape(-1)[flat].float().abs_().nan_to_num_(nan=infinity, posinf=infinity)
+    sizes = rows.reshape(-1).index_select(0, flat).float().abs_().nan_to_num_(nan=infinity, posinf=infinity)
+    table.view(-1).scatter_(0, slots, sizes)
     torch._dynamo.mark_dynamic(table, 0)
     torch._dynamo.mark_dynamic(table, 1)
     least = _kth(keep, FLOAT_BITS)(table)
@@ -133,7 +132,7 @@ def _best(rows: Tensor, flat: Tensor, counts: Tensor, keep: int) -> Tensor:
     over = table > least
     spare = keep - over.sum(1, keepdim=True)
     chosen = over | (chosen & ((chosen & ~over).cumsum(1) <= spare))
-    return (flat[chosen.view(-1)[slots]] % columns).view(-1, keep)
+    return (flat.masked_select(chosen.view(-1).index_select(0, slots)) % columns).view(-1, keep)
 
 
 @cache
