@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from thrifty.compress import Blockwise, Cast, Identity, Payload, RandomK, Threshold, TopK, Zstd, chain, uniform
+from thrifty.compress import Blockwise, Cast, Identity, Payload, RandomK, Threshold, TopK, Zstd, chain, lattice, uniform
 from thrifty.spec.errors import ThriftyError
 
 CODECS = {
@@ -22,6 +22,10 @@ CODECS = {
     "fp8 e5m2": Blockwise("fp8_e5m2"),
     "uniform 0.5": Blockwise(uniform(0.5)),
     "uniform 0.26": Blockwise(uniform(0.26, block=256)),
+    "e8": Blockwise("e8"),
+    "lattice 0.7": Blockwise(lattice(0.7)),
+    "lattice 0.3, of 64": Blockwise(lattice(0.3, block=64)),
+    "lattice zstd": chain(Blockwise(lattice(0.5)), Zstd()),
     "int8 stochastic": Blockwise(8, rounding="stochastic"),
     "int4 stochastic": Blockwise(4, rounding="stochastic"),
     "top 1/64": TopK(1 / 64),

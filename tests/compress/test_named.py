@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.compress import Blockwise, Cast, Codec, RandomK, Threshold, TopK, Zstd, chain, codec_of, uniform
+from thrifty.compress import Blockwise, Cast, Codec, RandomK, Threshold, TopK, Zstd, chain, codec_of, lattice, uniform
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from thrifty.compress import Blockwise, Cast, Codec, RandomK, Threshold, TopK, Z
         ("threshold(1/64) + means2", chain(Threshold(1 / 64), Blockwise(2))),
         ("bf16", chain(Cast("bf16"))),
         ("topk(0.1, 256) + fp16 + zstd", chain(TopK(0.1, 256), Cast("fp16"), Zstd())),
+        ("e8", chain(Blockwise("e8"))),
+        ("lattice(0.7) + zstd", chain(Blockwise(lattice(0.7)), Zstd())),
         ("int4", chain(Blockwise(4))),
         ("uniform(0.5)+zstd(3)", chain(Blockwise(uniform(0.5)), Zstd(3))),
     ],

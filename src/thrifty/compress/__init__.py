@@ -7,7 +7,7 @@ from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, Threshold, TopK
-from thrifty.quant import uniform
+from thrifty.quant import lattice, uniform
 
 __all__ = [
     "Blockwise",
@@ -21,5 +21,6 @@ __all__ = [
     "Zstd",
     "chain",
     "codec_of",
+    "lattice",
     "uniform",
 ]

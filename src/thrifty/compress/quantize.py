@@ -73,15 +73,17 @@ def contraction_of(stage: BlocksStage) -> float:
     """The worst block of a format, rounded to nearest.
 
     uniform: the maximum is met; others err by at most half a step and at most themselves: 1 - B / (4 top^2 + B).
-    uniform in steps of c rms: c^2/4 of the energy, and the clipped part of one value that holds all of it.
+    uniform in steps of c rms: c^2/4 of the energy, and the clipped part of one value that holds all of it. lattice: the
+    same, since no point is further than sqrt(2) from one of D8, which is c^2/4 a value.
     float: half the distance of floats, relative. levels, means, sign: the fit along one vector of signs and levels,
     which cannot be worse than the angle between a lone value and a block of level ones.
     Scales are rounded to 8 bits, which the margins hold.
     """
     form, block = stage.format, stage.block
     match form.kind:
-        case "uniform" if form.step:
-            clipped = max(0.0, 1 - form.top * form.step / math.sqrt(block) * (1 - 2**-8))
+        case "uniform" | "lattice" if form.step:
+            reach = form.top - (form.kind == "lattice")  # the lowest code alone lies one further
+            clipped = max(0.0, 1 - reach * form.step / math.sqrt(block) * (1 - 2**-8))
             return max(0.0, 1 - ((0.5 + SHRINK) * form.step) ** 2 * (1 + 2**-7) - clipped**2 - (2 * 2**-8) ** 2)
         case "uniform":
             return 1 - block / (4 * form.top**2 * (1 - 2**-6) + block)

@@ -17,6 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from thrifty.quant.lattice import lattice_values, nearest_e8
 from thrifty.quant.packing import pack, unpack_runs
 from thrifty.quant.rounding import uniforms
 from thrifty.spec.formats import BlockFormat
@@ -51,6 +52,10 @@ def decode_rows(scales: Tensor, packed: Tensor, form: BlockFormat, block: int, d
     scales = scales.float()
     if form.kind == "float":
         return (packed.view(FLOATS[form.name]).float() * scales).to(dtype)
+    if form.kind == "lattice":
+        runs = unpack_runs(packed, form.bits, block)
+        points = lattice_values([piece for run in runs for piece in run.chunk(8 // len(runs), 1)], form.bits)
+        return torch.cat([(point * scales).to(dtype) for point in points], 1)
     runs = [_value(codes, scales, form).to(dtype) for codes in unpack_runs(packed, form.bits, block)]
     return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
@@ -142,7 +147,17 @@ def _means(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tu
     return scales, past + torch.where(x < 0, 2.0, 0.0)
 
 
-_KINDS = {"uniform": _uniform, "float": _float, "sign": _sign, "levels": _levels, "means": _means}
+def _lattice(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Nearest points of E8 at `step` times the row's rms; then the scale that fits them best, as for levels."""
+    scale = (_rms(x, top) * form.step).clamp(max=LARGEST / form.top)
+    runs = (x * (1 / scale)).chunk(8, 1)
+    points, codes = nearest_e8(runs, form.bits)
+    along = sum((run * point).sum(1, keepdim=True) for run, point in zip(runs, points, strict=True))
+    energy = sum(point.square().sum(1, keepdim=True) for point in points)
+    return _stored(scale * (along / energy.clamp(min=0.25)), form), torch.cat(codes, 1)
+
+
+_KINDS = {"lattice": _lattice, "uniform": _uniform, "float": _float, "sign": _sign, "levels": _levels, "means": _means}
 
 
 @cache

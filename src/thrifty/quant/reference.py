@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from thrifty.quant.kernels import LARGEST, SHRINK, SMALLEST
@@ -24,6 +25,20 @@ def stored(scale: float, form: BlockFormat) -> float:
     return rounded(min(scale, LARGEST / form.top), 8, -126)
 
 
+def nearest_point(vector: list[float], bits: int) -> list[float]:
+    """The nearest point of E8 whose floors lie in the range of `bits`, by trying every neighbour."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    found: list[list[float]] = []
+    for half in (0.0, 0.5):
+        floors = [min(max(math.floor(value - half), low), high - 1) for value in vector]
+        found += [
+            [floor + up + half for floor, up in zip(floors, ups, strict=True)]
+            for ups in itertools.product((0, 1), repeat=8)
+            if (sum(floors) + sum(ups)) % 2 == 0
+        ]
+    return min(found, key=lambda point: sum((a - b) ** 2 for a, b in zip(vector, point, strict=True)))
+
+
 def round_trip(block: list[float], form: BlockFormat) -> list[float]:
     """The values that a block, rounded to nearest, comes back as."""
     if not all(map(math.isfinite, block)):
@@ -39,6 +54,13 @@ def round_trip(block: list[float], form: BlockFormat) -> list[float]:
             codes = [max(-form.top, min(form.top, round(x / scale))) for x in block]
             shrink = SHRINK if form.step else 0.0
             return [scale * (q - math.copysign(shrink, q) if q else 0.0) for q in codes]
+        case "lattice":
+            scale, columns = min(rms * form.step, LARGEST / form.top), len(block) // 8
+            points = [nearest_point([x / scale for x in block[j::columns]], form.bits) for j in range(columns)]
+            nearest = [points[place % columns][place // columns] for place in range(len(block))]
+            along = sum(x / scale * point for x, point in zip(block, nearest, strict=True))
+            fitted = stored(scale * along / max(0.25, sum(point**2 for point in nearest)), form)
+            return [fitted * point for point in nearest]
         case "float":
             scale = stored(top / form.top, form)
             bits, smallest = FLOAT_SHAPES[form.name]

@@ -6,7 +6,7 @@ A codec is a chain of stages, first to last. The text has one name for each, joi
     threshold(DENSITY)        the largest magnitudes of the whole tensor
     randomk(EVERY)            one value of each run, drawn by seed
     bf16 fp16                 the values, each rounded to 16 bits: the baseline
-    int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 uniform(STEP)    a block format
+    int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 e8 uniform(STEP) lattice(STEP)    a block format
     zstd[(LEVEL)]             zstandard behind any of them
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from thrifty.spec.errors import ThriftyError, did_you_mean
-from thrifty.spec.formats import FORMATS, BlockFormat, block_format, uniform
+from thrifty.spec.formats import FORMATS, BlockFormat, block_format, lattice, uniform
 
 WHERE = "recipe.exchange.codec"
 
@@ -78,21 +78,21 @@ def _blocks(name: str) -> BlocksStage:
     return BlocksStage(form, form.block)
 
 
-def _uniform(step: float) -> BlocksStage:
-    form = uniform(step)
-    return BlocksStage(form, form.block)
+def _stepped(make: Callable[[float], BlockFormat]) -> Callable[[float], BlocksStage]:
+    return lambda step: BlocksStage(make(step), make(step).block)
 
 
 _MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by name: maker, arguments, how many it needs
     "topk": (TopKStage, (float, int), 1),
     "threshold": (ThresholdStage, (float,), 1),
     "randomk": (RandomKStage, (int,), 1),
-    "uniform": (_uniform, (float,), 1),
+    "uniform": (_stepped(uniform), (float,), 1),
+    "lattice": (_stepped(lattice), (float,), 1),
     "bf16": (lambda: CastStage("bf16"), (), 0),
     "fp16": (lambda: CastStage("fp16"), (), 0),
     "zstd": (ZstdStage, (int,), 0),
 }
-NAMES = (*_MADE, *(name for name in FORMATS if name != "uniform"))
+NAMES = (*_MADE, *(name for name in FORMATS if name not in _MADE))
 _STAGE = re.compile(r"([a-z0-9_]+)\s*(?:\(([^()]*)\))?")
 
 

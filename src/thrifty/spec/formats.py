@@ -22,16 +22,18 @@ class BlockFormat:
         name: what settings call it.
         bits: of one packed code.
         kind: uniform (code times scale), levels (fixed levels times scale), means (two levels of the block's own,
-            and signs), sign (one level and signs), float (an 8-bit float times scale).
+            and signs), sign (one level and signs), float (an 8-bit float times scale), lattice (points of E8 times
+            scale, eight values a point).
         block: values that share scales, unless the caller says otherwise.
         top: largest magnitude a code stands for, in units of the scale.
         levels: magnitudes of the codes of `levels`, in units of the scale, ascending.
-        step: of `uniform` whose scale follows the block's rms instead of its maximum: step in units of the rms; else 0.
+        step: distance of levels in units of the block's rms, where the scale follows it: of `lattice`, and of `uniform`
+            for an entropy coder; else 0.
     """
 
     name: str
     bits: int
-    kind: Literal["uniform", "levels", "means", "sign", "float"]
+    kind: Literal["uniform", "levels", "means", "sign", "float", "lattice"]
     block: int
     top: float
     levels: tuple[float, ...] = ()
@@ -55,7 +57,9 @@ FORMATS = {
         BlockFormat("sign", 1, "sign", 128, 1.0),
         BlockFormat("fp8_e4m3", 8, "float", 256, 448.0),
         BlockFormat("fp8_e5m2", 8, "float", 256, 57344.0),
+        BlockFormat("e8", 2, "lattice", 256, 2.0, step=1.0),
         BlockFormat("uniform", 4, "uniform", 4096, 7.0, step=0.5),
+        BlockFormat("lattice", 4, "lattice", 4096, 8.0, step=0.7),
     )
 }
 OF_BITS = {8: "int8", 4: "int4", 3: "lloyd3", 2: "means2", 1: "sign"}
@@ -89,3 +93,16 @@ def uniform(step: float, block: int = 4096) -> BlockFormat:
         raise ThriftyError(f"a step of {step} rms", hint="steps lie in (0, 1.5]; 0.5 takes about 3 bits a value")
     bits, top = (4, 7.0) if step >= 0.5 else (8, 127.0)
     return replace(FORMATS["uniform"], bits=bits, top=top, step=step, block=block)
+
+
+def lattice(step: float, block: int = 4096) -> BlockFormat:
+    """Points of the lattice E8, whole numbers `step` times the block's rms apart, for an entropy coder behind.
+
+    About log2(4.13 / step) bits, as of `uniform`, with less error: a cell of E8 has 0.65 dB less second moment than a
+    cube of its volume (Conway and Sloane, "Voronoi regions of lattices", IEEE Trans. IT-28, 1982).
+
+    Raises:
+        ThriftyError: a step that is not in (0, 1.5].
+    """
+    scalar = uniform(step, block)
+    return replace(FORMATS["lattice"], bits=scalar.bits, top=scalar.top + 1, step=step, block=block)
