@@ -7,7 +7,20 @@ import math
 import pytest
 import torch
 
-from thrifty.compress import Blockwise, Cast, Identity, Payload, RandomK, Threshold, TopK, Zstd, chain, lattice, uniform
+from thrifty.compress import (
+    Blockwise,
+    Cast,
+    Identity,
+    KMeans,
+    Payload,
+    RandomK,
+    Threshold,
+    TopK,
+    Zstd,
+    chain,
+    lattice,
+    uniform,
+)
 from thrifty.spec.errors import ThriftyError
 
 CODECS = {
@@ -26,6 +39,10 @@ CODECS = {
     "lattice 0.7": Blockwise(lattice(0.7)),
     "lattice 0.3, of 64": Blockwise(lattice(0.3, block=64)),
     "lattice zstd": chain(Blockwise(lattice(0.5)), Zstd()),
+    "k-means": KMeans(),
+    "k-means of 16 pairs": KMeans(16, 2, block=64),
+    "k-means, shared": KMeans().refresh(torch.linspace(-2, 2, 5000).sin()),
+    "k-means zstd": chain(KMeans(64, 3, block=96), Zstd()),
     "int8 stochastic": Blockwise(8, rounding="stochastic"),
     "int4 stochastic": Blockwise(4, rounding="stochastic"),
     "top 1/64": TopK(1 / 64),
@@ -246,6 +263,9 @@ def test_floats_shrink_in_planes():
         (lambda: TopK(0), "TopK keeps"),
         (lambda: TopK(0.5, 0), "TopK keeps"),
         (lambda: Threshold(1.5), "Threshold keeps"),
+        (lambda: KMeans(100), "powers of two"),
+        (lambda: KMeans(256, 5), "multiple of"),
+        (lambda: KMeans(codebook=b"1"), "codebook"),
         (lambda: RandomK(0), "RandomK"),
         (lambda: Cast("bf8"), "did you mean"),
         (lambda: Blockwise(5), "no block format"),

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.compress import Blockwise, Cast, Codec, RandomK, Threshold, TopK, Zstd, chain, codec_of, lattice, uniform
+from thrifty.compress import (
+    Blockwise,
+    Cast,
+    Codec,
+    KMeans,
+    RandomK,
+    Threshold,
+    TopK,
+    Zstd,
+    chain,
+    codec_of,
+    lattice,
+    uniform,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +30,8 @@ from thrifty.compress import Blockwise, Cast, Codec, RandomK, Threshold, TopK, Z
         ("topk(0.1, 256) + fp16 + zstd", chain(TopK(0.1, 256), Cast("fp16"), Zstd())),
         ("e8", chain(Blockwise("e8"))),
         ("lattice(0.7) + zstd", chain(Blockwise(lattice(0.7)), Zstd())),
+        ("kmeans", chain(KMeans())),
+        ("kmeans(16, 2)", chain(KMeans(16, 2))),
         ("int4", chain(Blockwise(4))),
         ("uniform(0.5)+zstd(3)", chain(Blockwise(uniform(0.5)), Zstd(3))),
     ],

@@ -7,6 +7,7 @@ from thrifty.compress.named import codec_of
 from thrifty.compress.payload import Payload
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, Threshold, TopK
+from thrifty.compress.vector import KMeans
 from thrifty.quant import lattice, uniform
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Cast",
     "Codec",
     "Identity",
+    "KMeans",
     "Payload",
     "RandomK",
     "Threshold",

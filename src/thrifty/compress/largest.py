@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thrifty.quant.kernels import COMPILE_FROM, can_compile, fused
+from thrifty.quant.fuse import COMPILE_FROM, can_compile, fused
 from thrifty.quant.rounding import row_keys, uniforms
 
 GROUPS = 8  # values that share a maximum

@@ -7,6 +7,7 @@ from thrifty.compress.codec import Codec, chain
 from thrifty.compress.entropy import Zstd
 from thrifty.compress.quantize import Blockwise
 from thrifty.compress.sparse import RandomK, Threshold, TopK
+from thrifty.compress.vector import KMeans
 from thrifty.spec.codec import (
     BlocksStage,
     CastStage,
@@ -14,6 +15,7 @@ from thrifty.spec.codec import (
     Stage,
     ThresholdStage,
     TopKStage,
+    VectorStage,
     ZstdStage,
     stages_of,
 )
@@ -40,5 +42,7 @@ def _made(stage: Stage) -> Codec:
             return Cast(form)
         case BlocksStage(form, block):
             return Blockwise(form, block)
+        case VectorStage(entries, dimension, block):
+            return KMeans(entries, dimension, block)
         case ZstdStage(level):
             return Zstd(level)

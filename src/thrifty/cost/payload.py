@@ -10,7 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.spec.codec import BlocksStage, CastStage, RandomKStage, Stage, ThresholdStage, TopKStage, ZstdStage
+from thrifty.spec.codec import (
+    BlocksStage,
+    CastStage,
+    RandomKStage,
+    Stage,
+    ThresholdStage,
+    TopKStage,
+    VectorStage,
+    ZstdStage,
+)
 from thrifty.spec.formats import SCALE_BITS, BlockFormat
 
 # Magic, version, number of parts, CRC-32 of all behind it, CRC-32 of the codec's description, seed, number of values.
@@ -60,6 +69,17 @@ def index_bytes(chunks: int, chunk: int, keep: int) -> int:
     return tail_block(chunks * keep) * low // 8 + chunks * math.ceil(high / 8)
 
 
+def vector_code_bytes(values: int, stage: VectorStage) -> int:
+    """Bytes of the places in the codebook, packed."""
+    return tail_block(math.ceil(values / stage.dimension)) * (stage.entries.bit_length() - 1) // 8
+
+
+def vector_beside_bytes(values: int, stage: VectorStage) -> tuple[int, ...]:
+    """Bytes of scales, and of a codebook that is not shared."""
+    scales = math.ceil(values / stage.block) * SCALE_BITS // 8
+    return (scales,) if stage.shared else (scales, stage.entries * stage.dimension * SCALE_BITS // 8)
+
+
 def after(stage: Stage, values: int, bits: int) -> Size:
     """What `stage` makes of `values` of `bits` each. For zstandard it is a bound, exact for every other stage."""
     match stage:
@@ -78,6 +98,8 @@ def after(stage: Stage, values: int, bits: int) -> Size:
         case BlocksStage(form, block):
             codes, scales = block_bytes(values, form, block)
             return Size(codes, 8, (scales,))
+        case VectorStage():
+            return Size(vector_code_bytes(values, stage), 8, vector_beside_bytes(values, stage))
         case ZstdStage():
             return Size(values * bits // 8 + 1, 8)
 

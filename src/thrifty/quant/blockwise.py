@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from thrifty.cost.payload import block_bytes, tail_block
-from thrifty.quant.kernels import (
-    COMPILE_FROM,
-    can_compile,
-    compiled_decode,
-    compiled_encode,
-    decode_rows,
-    encode_rows,
-)
+from thrifty.quant.fuse import COMPILE_FROM, can_compile
+from thrifty.quant.kernels import compiled_decode, compiled_encode, decode_rows, encode_rows
 from thrifty.quant.rounding import row_keys
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.formats import BlockFormat, block_format
 
+TILE = 1 << 16  # values that go through uncompiled kernels together: they stay in a core's cache
 Rounding = Literal["nearest", "stochastic"]
 
 
@@ -119,15 +114,22 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0].reshape(-1) if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
 
 
-def _fused(rows: Tensor, values: int, compiled: bool | None) -> bool:
+def _fused(rows: Tensor, values: int, form: BlockFormat, compiled: bool | None) -> bool:
+    if form.kind == "lattice":
+        return False  # its inner loops are; the whole takes a minute to compile, and computes everything eight times
     if compiled is None:
         compiled = values >= COMPILE_FROM and rows.device.type in ("cpu", "cuda") and can_compile(rows.device.type)
     return compiled and rows.shape[0] > 1
 
 
 def _encode(rows: Tensor, form: BlockFormat, keys: Tensor | None, compiled: bool | None) -> tuple[Tensor, Tensor]:
-    if not _fused(rows, rows.numel(), compiled):
-        return encode_rows(rows, form, keys)
+    if not _fused(rows, rows.numel(), form, compiled):
+        many = max(1, TILE // rows.shape[1])
+        pieces = zip(
+            rows.split(many), [None] * -(-len(rows) // many) if keys is None else keys.split(many), strict=True
+        )
+        scales, codes = zip(*(encode_rows(piece, form, some) for piece, some in pieces), strict=True)
+        return torch.cat(scales), torch.cat(codes)
     torch._dynamo.mark_dynamic(rows, 0)  # else every number of rows would be compiled anew
     if keys is None:
         return compiled_encode(form, False)(rows)
@@ -138,7 +140,7 @@ def _encode(rows: Tensor, form: BlockFormat, keys: Tensor | None, compiled: bool
 def _decode(
     scales: Tensor, codes: Tensor, form: BlockFormat, block: int, dtype: torch.dtype, compiled: bool | None
 ) -> Tensor:
-    if not _fused(codes, scales.shape[0] * block, compiled):
+    if not _fused(codes, scales.shape[0] * block, form, compiled):
         return decode_rows(scales, codes, form, block, dtype)
     torch._dynamo.mark_dynamic(scales, 0)
     torch._dynamo.mark_dynamic(codes, 0)

@@ -9,15 +9,13 @@ What a row becomes, in every format:
 
 from __future__ import annotations
 
-import shutil
-import types
-import warnings
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from thrifty.quant.lattice import lattice_values, nearest_e8
+from thrifty.quant.e8 import lattice_values, nearest_e8
+from thrifty.quant.fuse import fused
 from thrifty.quant.packing import pack, unpack_runs
 from thrifty.quant.rounding import uniforms
 from thrifty.spec.formats import BlockFormat
@@ -26,7 +24,6 @@ SMALLEST = 2.0**-100
 LARGEST = 3.3e38  # below the largest bfloat16 and fp32, with room for the rounding of a scale
 # Centroids of a bell curve's bins lie nearer to zero than their middles: found on Gaussian and Laplace at 2 to 4 bits.
 SHRINK = 0.04
-COMPILE_FROM = 1 << 16  # values; smaller tensors finish before a compiled kernel is looked up
 FLOATS = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
@@ -36,15 +33,24 @@ def encode_rows(x: Tensor, form: BlockFormat, keys: Tensor | None = None) -> tup
     Args:
         keys: for stochastic rounding, one int32 a row; else round to nearest.
     """
+    x, top, marks = guarded(x)
+    scales, codes = _KINDS[form.kind](x, top, form, keys)
+    return marked(scales, marks), pack(codes, form.bits)
+
+
+def guarded(x: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Rows as fp32 that arithmetic can bear, their largest magnitudes, and which are of use and which sound."""
     x = x.float()
     top = x.abs().amax(1, keepdim=True)  # (rows, 1)
     sound = top < float("inf")  # false for nan too
     used = sound & (top >= SMALLEST)
-    one = torch.where(used, top, 1.0)
-    x = torch.where(used, x, 0.0)
-    scales, codes = _KINDS[form.kind](x, one, form, keys)
-    scales = torch.where(used, scales, torch.where(sound, 0.0, float("nan"))).to(torch.bfloat16)
-    return scales, pack(codes, form.bits)
+    return torch.where(used, x, 0.0), torch.where(used, top, 1.0), (used, sound)
+
+
+def marked(scales: Tensor, marks: tuple[Tensor, Tensor]) -> Tensor:
+    """Scales (rows, scales) as bfloat16: 0 of rows without use, nan of broken ones."""
+    used, sound = marks
+    return torch.where(used, scales, torch.where(sound, 0.0, float("nan"))).to(torch.bfloat16)
 
 
 def decode_rows(scales: Tensor, packed: Tensor, form: BlockFormat, block: int, dtype: torch.dtype) -> Tensor:
@@ -53,9 +59,8 @@ def decode_rows(scales: Tensor, packed: Tensor, form: BlockFormat, block: int, d
     if form.kind == "float":
         return (packed.view(FLOATS[form.name]).float() * scales).to(dtype)
     if form.kind == "lattice":
-        runs = unpack_runs(packed, form.bits, block)
-        points = lattice_values([piece for run in runs for piece in run.chunk(8 // len(runs), 1)], form.bits)
-        return torch.cat([(point * scales).to(dtype) for point in points], 1)
+        codes = torch.cat(unpack_runs(packed, form.bits, block), 1).view(-1, 8, block // 8)
+        return (lattice_values(codes, form.bits).view(-1, block) * scales).to(dtype)
     runs = [_value(codes, scales, form).to(dtype) for codes in unpack_runs(packed, form.bits, block)]
     return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
@@ -81,25 +86,25 @@ def _value(codes: Tensor, scales: Tensor, form: BlockFormat) -> Tensor:
     return sign * level * scales
 
 
-def _stored(scale: Tensor, form: BlockFormat) -> Tensor:
-    """The scale as it will be read: rounded to bfloat16, saturated before the largest level overflows."""
-    bits = scale.clamp(max=LARGEST / form.top).view(torch.int32)
+def stored(scale: Tensor, most: float) -> Tensor:
+    """The scale as it will be read: rounded to bfloat16, saturated before `most` times it overflows."""
+    bits = scale.clamp(max=LARGEST / most).view(torch.int32)
     # By hand: a compiler that fuses both casts leaves the rounding out, and codes would be made for another scale.
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
 
 
-def _rms(x: Tensor, top: Tensor) -> Tensor:
+def rms(x: Tensor, top: Tensor) -> Tensor:
     """Root of the mean square, through values of at most 1 so that no square overflows or vanishes."""
     return top * (x * (1 / top)).square().mean(1, keepdim=True).sqrt()
 
 
 def _uniform(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = max|x| / top, or step * rms; q = round(x / s)."""
-    scale = _rms(x, top) * form.step if form.step else top * (1 / form.top)
+    scale = rms(x, top) * form.step if form.step else top * (1 / form.top)
     if keys is not None:
         # A scale rounded down would clip the maximum, which stochastic rounding must not do.
         scale = scale * (1 + 2.0**-8)
-    scale = _stored(scale, form)
+    scale = stored(scale, form.top)
     q = x * (1 / scale)
     q = q.round() if keys is None else (q + uniforms(keys, x.shape[1])).floor()
     return scale, q.clamp(-form.top, form.top) + (form.top + 1)
@@ -107,14 +112,14 @@ def _uniform(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> 
 
 def _float(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = max|x| / largest float of the format; q = x / s rounded to that format."""
-    scale = _stored(top * (1 / form.top), form)
+    scale = stored(top * (1 / form.top), form.top)
     q = (x * (1 / scale)).clamp(-form.top, form.top)
     return scale, q.to(FLOATS[form.name]).view(torch.uint8)
 
 
 def _sign(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = mean|x|, the level nearest to all of them."""
-    scale = _stored(top * (x.abs() * (1 / top)).mean(1, keepdim=True), form)
+    scale = stored(top * (x.abs() * (1 / top)).mean(1, keepdim=True), form.top)
     return scale, torch.where(x < 0, 1.0, 0.0)
 
 
@@ -123,8 +128,8 @@ def _levels(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> t
 
     Without the second step a row with one large value would come back with more error than it had energy.
     """
-    rms = _rms(x, top)
-    size = x.abs() * (1 / rms)
+    root = rms(x, top)
+    size = x.abs() * (1 / root)
     level = torch.full_like(size, form.levels[0])
     place = torch.zeros_like(size)
     for below, above in zip(form.levels, form.levels[1:], strict=False):
@@ -133,7 +138,7 @@ def _levels(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> t
         level = torch.where(past, above, level)
     fitted = (size * level).sum(1, keepdim=True) / level.square().sum(1, keepdim=True)
     codes = place + torch.where(x < 0, float(2 ** (form.bits - 1)), 0.0)
-    return _stored(rms * fitted, form), codes
+    return stored(root * fitted, form.top), codes
 
 
 def _means(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -143,33 +148,21 @@ def _means(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tu
     above, whole = past.sum(1, keepdim=True), float(x.shape[1])
     high = (size * past).sum(1, keepdim=True)
     low = (size.sum(1, keepdim=True) - high).clamp(min=0.0) / (whole - above).clamp(min=1.0)
-    scales = _stored(torch.cat([low, high / above.clamp(min=1.0)], 1) * top, form)
+    scales = stored(torch.cat([low, high / above.clamp(min=1.0)], 1) * top, form.top)
     return scales, past + torch.where(x < 0, 2.0, 0.0)
 
 
 def _lattice(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """Nearest points of E8 at `step` times the row's rms; then the scale that fits them best, as for levels."""
-    scale = (_rms(x, top) * form.step).clamp(max=LARGEST / form.top)
-    runs = (x * (1 / scale)).chunk(8, 1)
-    points, codes = nearest_e8(runs, form.bits)
-    along = sum((run * point).sum(1, keepdim=True) for run, point in zip(runs, points, strict=True))
-    energy = sum(point.square().sum(1, keepdim=True) for point in points)
-    return _stored(scale * (along / energy.clamp(min=0.25)), form), torch.cat(codes, 1)
+    scale = (rms(x, top) * form.step).clamp(max=LARGEST / form.top)
+    x = x * (1 / scale)
+    points, codes = nearest_e8(x.view(x.shape[0], 8, -1), form.bits)
+    points = points.view_as(x)
+    fitted = (x * points).sum(1, keepdim=True) / points.square().sum(1, keepdim=True).clamp(min=0.25)
+    return stored(scale * fitted, form.top), codes.view_as(x)
 
 
 _KINDS = {"lattice": _lattice, "uniform": _uniform, "float": _float, "sign": _sign, "levels": _levels, "means": _means}
-
-
-@cache
-def can_compile(device: str) -> bool:
-    """Whether `torch.compile` finds what it needs: a C++ compiler for CPUs, Triton for GPUs. Says so once if not."""
-    from torch.utils._triton import has_triton
-
-    found = has_triton() if device == "cuda" else any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-    if not found:
-        missing = "Triton" if device == "cuda" else "a C++ compiler"
-        warnings.warn(f"quantizing uncompiled, several times slower: {missing} was not found", stacklevel=2)
-    return bool(found)
 
 
 @cache
@@ -184,9 +177,3 @@ def compiled_encode(form: BlockFormat, stochastic: bool):
 def compiled_decode(form: BlockFormat, block: int, dtype: torch.dtype):
     """`decode_rows` of one format, fused."""
     return fused(lambda scales, packed: decode_rows(scales, packed, form, block, dtype), f"decode_{form}_{dtype}")
-
-
-def fused(function, name: str):
-    """`torch.compile` with code of its own: it keeps eight variants of one code, and runs a ninth format unfused."""
-    code = function.__code__.replace(co_name="".join(c if c.isalnum() else "_" for c in name))
-    return torch.compile(types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__))

@@ -7,6 +7,7 @@ A codec is a chain of stages, first to last. The text has one name for each, joi
     randomk(EVERY)            one value of each run, drawn by seed
     bf16 fp16                 the values, each rounded to 16 bits: the baseline
     int8 int4 lloyd3 lloyd2 means2 sign fp8_e4m3 fp8_e5m2 e8 uniform(STEP) lattice(STEP)    a block format
+    kmeans[(ENTRIES[, DIMENSION])]    vectors out of a learned codebook
     zstd[(LEVEL)]             zstandard behind any of them
 """
 
@@ -53,6 +54,19 @@ class BlocksStage:
     block: int
 
 
+@dataclass(frozen=True)
+class VectorStage:
+    """Vectors of `dimension` values as places in a codebook of `entries`, with a scale for every block of values.
+
+    The codebook goes with every payload, in bf16, unless it is shared.
+    """
+
+    entries: int = 256
+    dimension: int = 4
+    block: int = 256
+    shared: bool = False
+
+
 CAST_FORMATS = ("bf16", "fp16")
 
 
@@ -70,7 +84,7 @@ class ZstdStage:
     level: int = 1
 
 
-Stage = TopKStage | ThresholdStage | RandomKStage | CastStage | BlocksStage | ZstdStage
+Stage = TopKStage | ThresholdStage | RandomKStage | CastStage | BlocksStage | VectorStage | ZstdStage
 
 
 def _blocks(name: str) -> BlocksStage:
@@ -90,6 +104,7 @@ _MADE: dict[str, tuple[Callable[..., Stage], tuple[type, ...], int]] = {  # by n
     "lattice": (_stepped(lattice), (float,), 1),
     "bf16": (lambda: CastStage("bf16"), (), 0),
     "fp16": (lambda: CastStage("fp16"), (), 0),
+    "kmeans": (VectorStage, (int, int), 0),
     "zstd": (ZstdStage, (int,), 0),
 }
 NAMES = (*_MADE, *(name for name in FORMATS if name not in _MADE))
