@@ -127,7 +127,10 @@ class KMeans(Codec):
             nearest = _nearest(sample, book)
             total = torch.zeros_like(book).index_add_(0, nearest, sample)
             many = torch.bincount(nearest, minlength=self.entries)[:, None]
-            book = torch.where(many > 0, total / many.clamp(min=1), book)
+            empty = (many == 0).view(-1)
+            missed = (sample - book[nearest]).square().sum(1).topk(min(int(empty.sum()), len(sample))).indices
+            book = total / many.clamp(min=1)
+            book[empty.nonzero().view(-1)[: len(missed)]] = sample[missed]  # to where the others are furthest
         return book.clamp(-MOST, MOST).to(torch.bfloat16)
 
 
