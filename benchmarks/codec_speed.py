@@ -3,12 +3,14 @@
     python benchmarks/codec_speed.py [--values 4194304] [--repeats 9]
 
 Each figure is the median CPU time over repeats; the codecs take turns, so that a busy machine slows all. Gaussian fp32
-values, fused kernels compiled before the clock starts. Wire includes the buffer and its checksum, both ways.
+values, fused kernels compiled before the clock starts. Wire includes the buffer and its checksum, both ways. Peers are
+those of `codec_peers.py` that are importable.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import statistics
@@ -17,25 +19,22 @@ from pathlib import Path
 
 import torch
 
-from thrifty.compress import Blockwise, Identity, Payload, RandomK, TopK, Zstd, chain, uniform
+from codec_peers import peers
+from thrifty.compress import Blockwise, Identity, Payload, Zstd, codec_of
 
 RESULTS = Path(__file__).parent / "results" / "codec_speed.json"
 CODECS = {
-    "Identity()": Identity(),
-    "Blockwise(8)": Blockwise(8),
-    "Blockwise(8, stochastic)": Blockwise(8, rounding="stochastic"),
-    "Blockwise(4)": Blockwise(4),
-    "Blockwise(3)": Blockwise(3),
-    "Blockwise(2)": Blockwise(2),
-    "Blockwise(1)": Blockwise(1),
-    "Blockwise('fp8_e4m3')": Blockwise("fp8_e4m3"),
-    "Blockwise(uniform(0.5)) + Zstd()": chain(Blockwise(uniform(0.5)), Zstd()),
-    "Blockwise(8) + Zstd()": chain(Blockwise(8), Zstd()),
-    "Blockwise(4) + Zstd()": chain(Blockwise(4), Zstd()),
-    "TopK(1/64)": TopK(1 / 64),
-    "TopK(1/64) + Blockwise(2)": chain(TopK(1 / 64), Blockwise(2)),
-    "TopK(1/64) + Blockwise(2) + Zstd()": chain(TopK(1 / 64), Blockwise(2), Zstd()),
-    "RandomK(64)": RandomK(64),
+    **{
+        name: codec_of(name)
+        for name in (
+            *("bf16", "bf16 + zstd", "zstd", "int8", "int4", "lloyd3", "means2", "sign", "fp8_e4m3"),
+            *("int8 + zstd", "int4 + zstd", "uniform(0.5) + zstd", "e8", "lattice(0.5) + zstd", "kmeans"),
+            *("topk(1/64)", "topk(1/64) + means2", "topk(1/64) + means2 + zstd", "threshold(1/64) + means2"),
+            "randomk(64)",
+        )
+    },
+    "int8, stochastic": Blockwise(8, rounding="stochastic"),
+    "identity": Identity(),
 }
 
 
@@ -46,8 +45,8 @@ def timed(call) -> float:
     return time.process_time() - start
 
 
-def measure(values: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Gvalue/s of every codec, and of a copy."""
+def measure(values: int, repeats: int) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Gvalue/s of every codec, of a copy, and of the peers that are there; and the names of those that are not."""
     x = torch.randn(values, generator=torch.Generator().manual_seed(0))
     y = torch.empty_like(x)
     calls = {("memcpy", "encode"): lambda: y.copy_(x), ("memcpy", "decode"): lambda: x.copy_(y)}
@@ -61,6 +60,12 @@ def measure(values: int, repeats: int) -> dict[str, dict[str, float]]:
         calls[name, "decode"] = lambda codec=codec, payload=payload: codec.decode(payload, like=x)
         calls[name, "to wire"] = lambda payload=payload: payload.to_buffer()
         calls[name, "from wire"] = lambda buffer=buffer: Payload.from_buffer(buffer)
+    others, missing = peers(x)
+    for name, (encode, decode, size) in others.items():
+        told = encode()
+        bits[name] = 8 * size(told) / values
+        calls[name, "encode"] = encode
+        calls[name, "decode"] = lambda decode=decode, told=told: decode(told)
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(repeats + 1):
         for key, call in calls.items():
@@ -77,7 +82,7 @@ def measure(values: int, repeats: int) -> dict[str, dict[str, float]]:
             "both_gvalues_per_s": round(values / (encode + decode) / 1e9, 3),
             "with_wire_gvalues_per_s": round(values / (encode + decode + wire) / 1e9, 3),
         }
-    return rows
+    return rows, missing
 
 
 def entropy_speed(values: int, repeats: int) -> dict[str, float]:
@@ -101,18 +106,21 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    rows = measure(asked.values, asked.repeats)
+    rows, missing = measure(asked.values, asked.repeats)
     entropy = entropy_speed(asked.values, asked.repeats)
-    print(f"{'Gvalue/s on one core':38}{'bits':>9}{'encode':>9}{'decode':>9}{'both':>9}{'with wire':>11}")
+    print(f"{'Gvalue/s on one core':48}{'bits':>9}{'encode':>9}{'decode':>9}{'both':>9}{'with wire':>11}")
     for name, row in rows.items():
         told = list(row.values())
-        print(f"{name:38}{told[0]:9.4f}{told[1]:9.2f}{told[2]:9.2f}{told[3]:9.2f}{told[4]:11.2f}")
+        print(f"{name:48}{told[0]:9.4f}{told[1]:9.2f}{told[2]:9.2f}{told[3]:9.2f}{told[4]:11.2f}")
     print(f"zstandard alone on packed int4 codes: {entropy}")
+    print(f"peers that are not installed here: {', '.join(missing) or 'none'}")
     told = {
+        "date": datetime.date.today().isoformat(),
         "values": asked.values,
         "repeats": asked.repeats,
         "torch": torch.__version__,
         "load_average": round(load, 2),
+        "peers_missing": missing,
     }
     RESULTS.write_text(json.dumps({**told, "codecs": rows, "zstandard": entropy}, indent=2) + "\n", encoding="utf-8")
 
