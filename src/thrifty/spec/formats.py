@@ -58,7 +58,7 @@ FORMATS = {
         BlockFormat("fp8_e4m3", 8, "float", 256, 448.0),
         BlockFormat("fp8_e5m2", 8, "float", 256, 57344.0),
         BlockFormat("e8", 2, "lattice", 256, 2.0, step=1.0),
-        BlockFormat("uniform", 4, "uniform", 4096, 7.0, step=0.5),
+        BlockFormat("uniform", 8, "uniform", 4096, 127.0, step=0.5),
         BlockFormat("lattice", 4, "lattice", 4096, 8.0, step=0.7),
     )
 }
@@ -83,15 +83,16 @@ def uniform(step: float, block: int = 4096) -> BlockFormat:
     """Uniform levels `step` times the block's rms apart, for an entropy coder behind: about log2(4.13 / step) bits.
 
     At high rate a uniform quantizer and an ideal entropy coder stay 1.53 dB above the Gaussian rate-distortion bound:
-    Gish and Pierce, "Asymptotically efficient quantizing", IEEE Trans. IT-14 (1968). From a step of 0.5 on, codes take
-    4 bits, which entropy coders shorten better than bytes, and values beyond 7 steps are clipped.
+    Gish and Pierce, "Asymptotically efficient quantizing", IEEE Trans. IT-14 (1968). Above a step of 0.5 codes take
+    4 bits, which entropy coders shorten better than bytes, and values beyond 7 steps are clipped: where a few values
+    hold much of the energy, as in gradients, finer steps in bytes lose less at the same rate.
 
     Raises:
         ThriftyError: a step that is not in (0, 1.5].
     """
     if not 0 < step <= 1.5:
         raise ThriftyError(f"a step of {step} rms", hint="steps lie in (0, 1.5]; 0.5 takes about 3 bits a value")
-    bits, top = (4, 7.0) if step >= 0.5 else (8, 127.0)
+    bits, top = (4, 7.0) if step > 0.5 else (8, 127.0)
     return replace(FORMATS["uniform"], bits=bits, top=top, step=step, block=block)
 
 
