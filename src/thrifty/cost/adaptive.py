@@ -78,6 +78,7 @@ CANDIDATES = (
     Candidate("int8", 8.06, 8.6e-5, 1.07),
     Candidate("int4", 4.25, 1.5e-2, 1.14),
     Candidate("int4 + zstd", 3.62, 1.5e-2, 0.50),
+    Candidate("uniform(0.5) + zstd", 2.89, 1.9e-2, 0.22),
     Candidate("means2", 2.13, 0.20, 0.35),
     Candidate("threshold(1/64) + means2", 0.159, 0.30, 0.27),
     Candidate("topk(1/64) + means2", 0.159, 0.69, 0.36),
