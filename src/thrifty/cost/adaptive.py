@@ -72,15 +72,16 @@ class Decision:
 
 # Bits and errors: the largest of three steps of a training run (benchmarks/results/rate_distortion.json, 2026-11-25).
 # Speeds: one core of a shared AMD EPYC (benchmarks/results/codec_speed.json, 2026-11-25).
-BASELINE = Candidate("bf16", 16.0, 2.7e-6, 1.11)
+BASELINE = Candidate("bf16", 16.0, 2.7e-6, 0.86)
 CANDIDATES = (
     BASELINE,
-    Candidate("int8", 8.06, 8.6e-5, 1.07),
-    Candidate("int4", 4.25, 1.5e-2, 1.14),
-    Candidate("int4 + zstd", 3.62, 1.5e-2, 0.50),
-    Candidate("means2", 2.13, 0.20, 0.35),
-    Candidate("threshold(1/64) + means2", 0.159, 0.30, 0.27),
-    Candidate("topk(1/64) + means2", 0.159, 0.69, 0.36),
+    Candidate("int8", 8.06, 8.6e-5, 0.81),
+    Candidate("int4", 4.25, 1.5e-2, 0.94),
+    Candidate("int4 + zstd", 3.62, 1.5e-2, 0.41),
+    Candidate("uniform(0.5) + zstd", 2.89, 1.9e-2, 0.19),
+    Candidate("means2", 2.13, 0.20, 0.59),
+    Candidate("threshold(1/64) + means2", 0.159, 0.30, 0.20),
+    Candidate("topk(1/64) + means2", 0.159, 0.69, 0.27),
 )
 
 
