@@ -250,8 +250,10 @@ def _between_islands(name: str, ask: _Beside) -> str:
         return f"{name}: {key} {chosen}, the only one that fits"
     if chosen != plain:
         gain = saved(ask.job, ask.cluster, key, ask.best, without)
-        more = steps_factor(recipe.exchange.codec) - 1 if name == "compression" else 0.0
-        steps = f", with {more:.1%} more steps (assumed)" if more >= 0.0005 else ""
+        more = steps_factor(recipe.exchange.codec) - 1
+        steps = f", {more:.1%} more steps counted in (assumed)" if more >= 0.0005 else ""
+        if name == "localsteps":
+            steps = "; what it does to the loss is not priced"
         over = " with 16-bit gradients" if name == "compression" else ""
         return f"{name} on: {key} {chosen} saves {gain:.0%} of the time of a step{over}{steps}"
     other = max(offers, key=lambda c: saved(ask.job, ask.cluster, key, c, without))
