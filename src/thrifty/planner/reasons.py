@@ -80,7 +80,7 @@ def levers(
         said.append(_micro(ask) + told_measured(cluster, job, "micro_sequences", micro))
     if given.get("compile") is None and RUNS[best.recipe.software].compile:
         said.append(_gated("compile", ask, [False, True]))
-    if at(given, "exchange.dtype") is None:
+    if at(given, "exchange.dtype") is None and not best.recipe.exchange.between_islands:
         said.append(_exchange(job, cluster, best))
     said += [_between_islands(name, ask) for name in ("compression", "localsteps") if name in opened
              and best.recipe.layout.island > 1 and at(given, space.OPTIONAL[name][0]) is None]  # fmt: skip

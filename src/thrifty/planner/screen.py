@@ -19,6 +19,7 @@ from thrifty.planner.sizes import Size
 from thrifty.spec import units
 from thrifty.spec.bill import MEMORY_TERMS
 from thrifty.spec.figure import Figure
+from thrifty.spec.recipe import Recipe
 
 WIDTH = 100
 _COLOURS = dict(zip(MEMORY_TERMS, ("cyan", "blue", "magenta", "green", "yellow", "red", "white"), strict=True))
@@ -91,9 +92,18 @@ def _headline(told: Explanation, width: int) -> Iterator[Text]:
     yield wrapped(
         f"{recipe.precision}; {show_layout(recipe.layout)}; microbatch {recipe.batch.micro_sequences}{accumulated}; "
         f"recompute {recipe.recompute}; compile {'on' if recipe.compile else 'off'}; "
-        f"{recipe.optimizer.name} {recipe.optimizer.lr:g}, {recipe.schedule.name}",
+        f"{recipe.optimizer.name} {recipe.optimizer.lr:g}, {recipe.schedule.name}{_between_islands(recipe)}",
         width,
     )
+
+
+def _between_islands(recipe: Recipe) -> str:
+    exchange = recipe.exchange
+    if not exchange.between_islands or recipe.layout.island == 1:
+        return ""
+    codec = f"{exchange.codec}{' to begin with' if exchange.adaptive else ''}" if exchange.codec else "plain"
+    often = f" every {exchange.local_steps} steps" if exchange.local_steps > 1 else ""
+    return f"; between islands {codec}{often}"
 
 
 def _interval(figure: Figure) -> str:
