@@ -38,13 +38,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"dtype": "bf16"},
     "int4": {"codec": "int4"},
+    "2 bits": {"codec": "means2"},
     "sparse": {"codec": "threshold(1/32) + means2"},
     "local": {"local_steps": H, "outer_lr": 1.0, "outer_momentum": 0.0},
-    "local + sparse": {"local_steps": H, "codec": "threshold(1/16) + means2", "outer_lr": 1.0, "outer_momentum": 0.0},
+    "local + sparse": {"local_steps": H, "codec": "topk(1/8) + means2", "outer_lr": 1.0, "outer_momentum": 0.0},
 }
 # Each link with the steps in which an arm's step time is seen; fp32 takes 3.6 s a step over the slowest.
 LINKS: dict[str | None, int] = {None: 60, "1Gbit": 60, "100Mbit": 60, "10Mbit": 60}
-FEW = {"fp32": 8, "bf16": 12, "int4": 20, "sparse": 40}  # over 10 Mbit/s
+FEW = {"fp32": 8, "bf16": 12, "int4": 20, "2 bits": 30, "sparse": 40}  # over 10 Mbit/s
 JOB: dict[str, Any] = {
     "job": {
         "name": "to target", "model": {"base": "tiny-1m"}, "data": {"tokenizer": {"kind": "bytes"}},
