@@ -30,7 +30,7 @@ from slow_links import RESULTS, plan_of, train
 from thrifty.cost.wire import wire_share
 from thrifty.trainer.run_folder import RunFolder
 
-STEPS, EVERY, H = 300, 30, 30
+STEPS, EVERY = 300, 30
 TARGET_AT = 0.8  # of the steps of plain fp32
 RATES = (7.5e-4, 1.5e-3, 3e-3)
 SEEDS = (1, 2, 3)
@@ -40,8 +40,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "int4": {"codec": "int4"},
     "2 bits": {"codec": "means2"},
     "sparse": {"codec": "threshold(1/32) + means2"},
-    "local": {"local_steps": H, "outer_lr": 1.0, "outer_momentum": 0.0},
-    "local + sparse": {"local_steps": H, "codec": "topk(1/8) + means2", "outer_lr": 1.0, "outer_momentum": 0.0},
+    "30 local steps + sparse": {
+        "local_steps": 30,
+        "codec": "topk(1/8) + means2",
+        "outer_lr": 1.0,
+        "outer_momentum": 0.0,
+    },
+    "15 local steps + sparse": {
+        "local_steps": 15,
+        "codec": "topk(1/8) + means2",
+        "outer_lr": 1.0,
+        "outer_momentum": 0.0,
+    },
 }
 # Each link with the steps in which an arm's step time is seen; fp32 takes 3.6 s a step over the slowest.
 LINKS: dict[str | None, int] = {None: 60, "1Gbit": 60, "100Mbit": 60, "10Mbit": 60}
@@ -108,7 +118,7 @@ def step_seconds(rows: list[dict[str, Any]], exchange: dict[str, Any]) -> float:
     """Mean over whole rounds where steps are local, else the median; without the first steps, which warm up."""
     times = [row["step_seconds"] for row in rows if row["split"] == "train"]
     if exchange.get("local_steps", 1) > 1:
-        return statistics.mean(times[-H:])
+        return statistics.mean(times[-30:])
     return statistics.median(times[min(20, len(times) // 3) :])
 
 

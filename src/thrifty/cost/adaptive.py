@@ -20,6 +20,8 @@ from itertools import pairwise
 # are measured: an exchange that loses 0.7 of the energy would take 7% more steps.
 STEPS_PER_ERROR = 0.1
 LEAST_GAIN = 0.02  # ASSUMED: predictions are no better than that, so that a smaller gain is none
+# Of one core, for what goes with a unit whatever its size; between two processes of a machine, 2026-11-25.
+UNIT_SECONDS = 3e-3
 HOPS = 2  # each value is encoded and decoded on its way to the sum, and the sum on its way back
 
 

@@ -34,6 +34,19 @@ class Unit(NamedTuple):
     fragment: int = 0
 
 
+UNIT_VALUES = 2**19  # a unit has a cost of its own, so that small blocks cross together
+
+
+def blocks_together(block_values: int, sharing: int) -> int:
+    """How many blocks cross as one unit.
+
+    Args:
+        block_values: of a whole block.
+        sharing: ranks that share them.
+    """
+    return max(1, -(-UNIT_VALUES * sharing // block_values))
+
+
 def by_block(layout: Layout, local_steps: int) -> bool:
     """Whether gradients cross block by block."""
     return layout.tensor == layout.pipeline == local_steps == 1
@@ -44,10 +57,10 @@ def exchanged(
     shape: ModelShape, layout: Layout, local_steps: int, fragments: int, runs: tuple[range, ...] | None,
     at: tuple[int, int, int],
 ) -> tuple[Unit, ...]:  # fmt: skip
-    """The units of one rank: `block` and `root`, or all that is `split` and what tensor ranks hold `whole`.
+    """The units of one rank: blocks, from the last on, and `root` with those that are left; or all at once.
 
-    The latter is a unit of its own: a codec that saw it beside what differs between tensor ranks would not give all of
-    them the same values.
+    Then what tensor ranks hold `whole` is a unit beside what is `split`: a codec that saw both at once would not give all
+    tensor ranks the same values.
 
     Args:
         at: stage, number among the tensor ranks, and among the ranks that share states.
@@ -61,7 +74,11 @@ def exchanged(
     split = (layout.tensor, sharing_ranks(layout, "thrifty"), (among[0], among[1]))
     if by_block(layout, local_steps):
         block = kept_shapes(block_shapes(shape, layers[0]), shape, *split)
-        return Unit("block", block, len(layers)), Unit("root", kept_shapes(root, shape, *split), 1)
+        values = sum(math.prod(size) for _, size in block_shapes(shape, layers[0]))
+        together = blocks_together(values, split[1])
+        groups, rest = divmod(len(layers), together)
+        found = [Unit("block", together * block, groups)] if groups else []
+        return *found, Unit("root", kept_shapes(root, shape, *split) + rest * block, 1)
     named = [item for layer in layers for item in block_shapes(shape, layer)] + root
     whole = [item for item in named if layout.tensor > 1 and local_size(*item, shape, layout.tensor, 1) == item[1]]
     parts = {"split": [item for item in named if item not in whole], "whole": whole}

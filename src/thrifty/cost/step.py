@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.cost import constants
-from thrifty.cost.adaptive import coding_seconds
+from thrifty.cost.adaptive import UNIT_SECONDS, coding_seconds
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.crossing import by_block
 from thrifty.cost.held import sharing_ranks
@@ -89,7 +89,9 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     if apart and recipe.exchange.codec and rank.kind == "cpu":
         # Encoding takes the cores that compute; a GPU's share of its memory's bandwidth is not modelled.
         values = sum(unit.shard * unit.number for unit in found)
+        number = sum({one.unit: one.count for one in apart}.values())
         exposed += coding_seconds(recipe.exchange.codec, int(values)) / recipe.exchange.local_steps
+        exposed += number * UNIT_SECONDS
     exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
     held = sum(unit.elements * unit.number for unit in found)
@@ -275,9 +277,10 @@ def _crossing(recipe: Recipe, sent: Sequence[Collective], block_backward: float,
         total = sum(one.seconds * one.count for one in sent)
         return max(0.0, total - behind / recipe.exchange.local_steps) + steering
     seconds = {unit: sum(one.seconds for one in sent if one.unit == unit) for unit in ("block", "root")}
+    units = max((round(one.count) for one in sent if one.unit == "block"), default=0)
     end = 0.0
-    for done in range(1, layers + 1):
-        end = max(end, done * block_backward) + seconds["block"]
+    for done in range(1, units + 1):
+        end = max(end, done / units * layers * block_backward) + seconds["block"]
     return max(end, layers * block_backward) + seconds["root"] - layers * block_backward + steering
 
 

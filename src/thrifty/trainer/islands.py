@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from thrifty.compress import Adaptive, Exchange, Feedback, Identity, LocalSteps, Outer, Overlap, codec_of
 from thrifty.compress.adaptive import Decide
 from thrifty.cost.adaptive import Decision, Unit, choose, said
-from thrifty.cost.crossing import by_block
+from thrifty.cost.crossing import blocks_together, by_block
 from thrifty.cost.traffic import hop
 from thrifty.spec.plan import Plan
 from thrifty.spec.recipe import Recipe
@@ -241,13 +241,20 @@ def units(model: nn.Module, recipe: Recipe) -> list[dict[str, nn.Parameter]]:
     In the order in which the backward pass completes their gradients: the embedding's unit comes last.
     """
     found: dict[str, dict[str, nn.Parameter]] = {}
+    if not by_block(recipe.layout, recipe.exchange.local_steps):
+        for name, parameter in model.named_parameters():
+            found.setdefault("whole" if copies_of(parameter) > 1 else "split", {})[name] = parameter
+        return [found[unit] for unit in ("split", "whole") if unit in found]
     for name, parameter in reversed(list(model.named_parameters())):
-        if by_block(recipe.layout, recipe.exchange.local_steps):
-            unit = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else "root"
-        else:
-            unit = "whole" if copies_of(parameter) > 1 else "split"
-        found.setdefault(unit, {})[name] = parameter
-    return sorted(found.values(), key=lambda unit: unit is found.get("root"))
+        found.setdefault(".".join(name.split(".")[:2]) if name.startswith("blocks.") else "root", {})[name] = parameter
+    root = found.pop("root")
+    blocks = list(found.values())  # the last one first
+    values = sum(parameter.numel() for parameter in blocks[0].values())
+    together = blocks_together(values, recipe.layout.shard * recipe.layout.context)
+    whole = len(blocks) - len(blocks) % together
+    groups = [blocks[first : first + together] for first in range(0, whole, together)]
+    return [*({n: p for one in group for n, p in one.items()} for group in groups),
+            {n: p for one in [*blocks[whole:], root] for n, p in one.items()}]  # fmt: skip
 
 
 def best_codecs(plan: Plan, found: Sequence[Unit]) -> Decision | None:
