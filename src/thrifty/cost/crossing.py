@@ -59,8 +59,8 @@ def exchanged(
 ) -> tuple[Unit, ...]:  # fmt: skip
     """The units of one rank: blocks, from the last on, and `root` with those that are left; or all at once.
 
-    Then what tensor ranks hold `whole` is a unit beside what is `split`: a codec that saw both at once would not give all
-    tensor ranks the same values.
+    Then what tensor ranks hold `whole` is a unit beside what is `split`: a codec that saw both at once would not give
+    all tensor ranks the same values.
 
     Args:
         at: stage, number among the tensor ranks, and among the ranks that share states.

@@ -251,7 +251,7 @@ def _between_islands(name: str, ask: _Beside) -> str:
     if chosen != plain:
         gain = saved(ask.job, ask.cluster, key, ask.best, without)
         more = steps_factor(recipe.exchange.codec) - 1
-        steps = f", {more:.1%} more steps counted in (assumed)" if more >= 0.0005 else ""
+        steps = f", {more:.1%} more steps counted in" if more >= 0.0005 else ""
         if name == "localsteps":
             steps = "; what it does to the loss is not priced"
         over = " with 16-bit gradients" if name == "compression" else ""

@@ -48,7 +48,7 @@ RUNS = {
         schedules=("gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"),
         recompute=("none", "selective", "full"),
         compile=True,
-        codecs=(None, "int8", "int4", "threshold(1/64) + means2"),
+        codecs=(None, "int8", "int4", "means2"),
         any_codec=True,
         local_steps=True,
     ),
