@@ -1,0 +1,87 @@
+"""Moments on their way between widths and layouts: into a state dict, and out of any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from thrifty.cost.payload import block_bytes
+from thrifty.optim.elementwise import Formats
+from thrifty.optim.rules import Rule
+from thrifty.quant import Quantised, dequantise, quantise
+from thrifty.spec.errors import ThriftyError
+from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
+
+SIGNED, SQUARES = (FORMATS["int8"], FORMATS["int4"]), (ROOT8,)
+
+
+def saved_states(state: dict[str, Any], p: Tensor, rule: Rule) -> dict[str, Any]:
+    """What a state dict holds of a parameter: its state as it is, or of a split parameter fp32 DTensors like it."""
+    if not isinstance(p, DTensor):
+        return state
+    told = {name: value for name, value in state.items() if not name.endswith("_scale")}
+    for name, square in zip(rule.moments, rule.squares, strict=True):
+        whole = moment_of(state, name, square, p.to_local()) if name in state else None
+        if whole is not None:
+            told[name] = DTensor.from_local(
+                whole, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False
+            )
+    return told
+
+
+def moment_of(state: dict[str, Any], name: str, square: bool, like: Tensor) -> Tensor:
+    """A moment in fp32, in the shape of `like`, from codes and scales or as it is.
+
+    Raises:
+        ThriftyError: it is missing, or its codes are of no known format.
+    """
+    if name not in state:
+        raise ThriftyError(f"a state without {name}", hint=f"it has {', '.join(state)}: of another optimizer?")
+    kept = state[name]
+    if name + "_scale" not in state:
+        return kept.float()
+    scales = state[name + "_scale"]
+    form = _form_of(kept, scales, square, like.numel())
+    return dequantise(Quantised(kept, scales, form, form.block, like.numel())).view(like.shape)
+
+
+def _form_of(codes: Tensor, scales: Tensor, square: bool, numel: int) -> BlockFormat:
+    for form in SQUARES if square else SIGNED:
+        if block_bytes(numel, form, form.block) == (codes.nbytes, scales.nbytes):
+            return form
+    raise ThriftyError(
+        f"{codes.nbytes} bytes of codes and {scales.nbytes} of scales are no moment of {numel} values",
+        hint="load the state dict of the same parameters, or of fp32 moments",
+    )
+
+
+def load_states(saved: dict[str, Any], p: Tensor, rule: Rule, forms: Formats | None) -> dict[str, Any]:
+    """The state of a parameter in the formats that its optimizer keeps; bit for bit where they are the saved ones."""
+    place = p.to_local() if isinstance(p, DTensor) else p
+    loaded: dict[str, Any] = {"step": torch.as_tensor(float(saved["step"]))}
+    for at, (name, square) in enumerate(zip(rule.moments, rule.squares, strict=True)):
+        scales = saved.get(name + "_scale")
+        if forms and scales is not None and _form_of(saved[name], scales, square, place.numel()) == forms[at]:
+            loaded[name], loaded[name + "_scale"] = (t.to(place.device, copy=True) for t in (saved[name], scales))
+            continue
+        whole = _piece(moment_of(saved, name, square, place), p).to(place.device)
+        if forms is None:
+            loaded[name] = whole.clone()
+        else:
+            q = quantise(whole, forms[at])
+            loaded[name], loaded[name + "_scale"] = q.codes, q.scales
+    return loaded
+
+
+def _piece(whole: Tensor, p: Tensor) -> Tensor:
+    """This rank's part of a moment that was saved whole, or split in any way."""
+    if not isinstance(p, DTensor):
+        return whole.full_tensor() if isinstance(whole, DTensor) else whole
+    if isinstance(whole, DTensor):
+        return whole.redistribute(p.device_mesh, p.placements).to_local()
+    if whole.shape == p.shape:
+        return distribute_tensor(whole, p.device_mesh, p.placements).to_local()
+    return whole
