@@ -73,7 +73,7 @@ def _value(codes: Tensor, scales: Tensor, form: BlockFormat) -> Tensor:
             value = value - value.clamp(-SHRINK, SHRINK)
         return value * scales
     if form.kind == "root":
-        return (codes.float() * scales).square()
+        return (codes.float() * scales + scales).square()
     sign = 1.0 - 2.0 * (codes >> (form.bits - 1)).float()
     if form.kind == "sign":
         return sign * scales
@@ -171,9 +171,9 @@ def _lattice(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> 
 
 
 def _root(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-    """s = sqrt(max x) / top; q = ceil(sqrt(x) / s): nothing that was not zero becomes zero, or comes back smaller."""
+    """s = sqrt(max x) / top; level = ceil(sqrt(x) / s), at least 1: nothing comes back smaller."""
     scale = stored_above(top.sqrt() * (1 / form.top), form.top)
-    return scale, (x.clamp(min=0.0).sqrt() * (1 / scale)).ceil().clamp(max=form.top)
+    return scale, (x.clamp(min=0.0).sqrt() * (1 / scale)).ceil().clamp(1.0, form.top) - 1
 
 
 _KINDS = {

@@ -21,12 +21,12 @@ OVER_TIME, OVER_COLUMNS, OVER_STATES = 0.6180339887498949, 0.7320508075688772, 0
 
 
 def dither(step: int, columns: int, states: int, device: torch.device | str = "cpu") -> Tensor:
-    """u (states, columns) of a step, in [0, 1 - 2^-16]: a function of step and column alone, so that any layout agrees."""
+    """u (states, columns) of a step, in [0, 1 - 2^-12]: a function of step and column alone, so that any layout agrees."""
     column = torch.arange(columns, dtype=torch.float64)
     state = torch.arange(states, dtype=torch.float64)[:, None]
     u = (step * OVER_TIME + column * OVER_COLUMNS + state * OVER_STATES) % 1.0
     # A little below 1, else the largest value plus u could round to the code above the last.
-    return (u * (1 - 2.0**-16)).float().to(device)  # (states, columns)
+    return (u * (1 - 2.0**-12)).float().to(device)  # (states, columns)
 
 
 def state_scales(x: Tensor, form: BlockFormat) -> Tensor:
@@ -44,14 +44,9 @@ def inverse(scales: Tensor) -> Tensor:
 
 
 def state_codes(x: Tensor, inverses: Tensor, u: Tensor, form: BlockFormat) -> Tensor:
-    """Packed codes of fp32 rows (rows, columns): of `uniform`, or of `root`, where nothing that was used becomes zero.
-
-    A zero mean of squares beside a mean that is not zero would be divided by.
-    """
+    """Packed codes of fp32 rows (rows, columns), in a format of kind `uniform` or `root`."""
     if form.kind == "root":
-        codes = (x.sqrt() * inverses + u).clamp(min=1.0)
+        codes = x.sqrt() * inverses + (u - 1)  # above -1: the fraction that bytes drop makes the lowest level of it
     else:
         codes = x * inverses + (u + (form.top + 1))
-    if form.bits < 8:
-        codes = codes.floor()
-    return pack(codes, form.bits)  # bytes drop the fraction: all are positive
+    return pack(codes.trunc() if form.bits < 8 else codes, form.bits)
