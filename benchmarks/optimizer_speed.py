@@ -49,7 +49,10 @@ def tensors(layers: int) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parame
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all state tensors."""
     return sum(
-        value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+        value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
     )
 
 

@@ -4,7 +4,14 @@ from importlib import import_module
 from typing import Any
 
 # Found on first use: schedules are read where torch is not imported.
-_HOME = {"Adam8bit": "blockwise", "AdamW8bit": "blockwise", "Lion8bit": "blockwise"}
+_HOME = {
+    "Adam8bit": "blockwise",
+    "AdamW8bit": "blockwise",
+    "Lamb": "trust",
+    "Lars": "trust",
+    "Lion8bit": "blockwise",
+    "Muon": "muon",
+}
 
 __all__ = list(_HOME)
 

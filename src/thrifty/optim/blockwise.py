@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from thrifty.cost.payload import block_bytes
+from thrifty.optim.base import SMALL, Base, Group, Params
 from thrifty.optim.elementwise import Formats, step_flat
 from thrifty.optim.rules import ADAM, ADAMW, LION, Rule, scalars
-from thrifty.optim.travel import load_states, saved_states
+from thrifty.optim.sharded import local, local_gradient
 from thrifty.quant.states import dither
-from thrifty.spec.errors import ThriftyError
 from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
 
-SMALL = 4096  # values; below, moments stay in fp32: such tensors weigh nothing, and norms and biases are touchy
 
-Params = Iterable[Any]
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's piece of a tensor that may be split."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-class Blockwise(torch.optim.Optimizer):
+class Blockwise(Base):
     """Steps an elementwise rule; moments of tensors with at least `small` values in blocks, of others in fp32.
 
     Args:
@@ -43,35 +31,19 @@ class Blockwise(torch.optim.Optimizer):
         self, params: Params, defaults: dict[str, Any], rule: Rule, formats: Formats | None,
         *, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        check_settings(defaults)
-        self.rule, self.formats, self.small, self.compiled = rule, formats, small, compiled
-        super().__init__(params, defaults)
+        self.rule, self.compiled = rule, compiled
+        super().__init__(params, defaults, dict(zip(rule.moments, rule.squares, strict=True)), formats, small)
 
-    def formats_of(self, p: Tensor) -> Formats | None:
-        """Formats of the moments of a parameter; none where they are kept in fp32."""
-        return self.formats if self.formats and local(p).numel() >= self.small else None
+    def _step(self, groups: list[tuple[Group, list[Tensor]]]) -> None:
+        for group, params in groups:
+            self._step_group(group, params)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of all parameters that have a gradient; returns what `closure`, called before, returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: Group, params: list[Tensor]) -> None:
         together: dict[Any, list[Tensor]] = {}
         made: dict[Any, tuple[Tensor, Tensor]] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse:
-                raise ThriftyError(f"{type(self).__name__} takes no sparse gradients", hint="use torch.optim.SparseAdam")
-            state = self.state[p] or self._begin(p)
-            state["step"] += 1
+        name = type(self).__name__
+        for p in params:
+            state = self.begun(p)
             step = int(state["step"])
             forms = self.formats_of(p)
             if forms is None:
@@ -81,16 +53,10 @@ class Blockwise(torch.optim.Optimizer):
                 u = dither(step, forms[0].block, len(forms), p.device)
                 made[step, p.device] = u, scalars(self.rule, group, step, p)
             u, h = made[step, p.device]
-            kept = [state[name + part] for name in self.rule.moments for part in ("", "_scale")]
-            self._step_blocks(local(p), local(p.grad), kept, u, h, forms)
+            kept = [state[moment + part] for moment in self.rule.moments for part in ("", "_scale")]
+            self._step_blocks(local(p), local_gradient(p, name), kept, u, h, forms)
         for (step, _, _), params in together.items():
             self._step_together(params, scalars(self.rule, group, step, params[0]))
-
-    def _begin(self, p: Tensor) -> dict[str, Any]:
-        state = self.state[p]
-        state["step"] = torch.tensor(0.0)
-        state.update(zero_moments(self.rule, local(p), self.formats_of(p)))
-        return state
 
     def _step_blocks(self, p: Tensor, g: Tensor, kept: list[Tensor], u: Tensor, h: Tensor, forms: Formats) -> None:
         flat = p.detach().reshape(-1)
@@ -101,8 +67,11 @@ class Blockwise(torch.optim.Optimizer):
     def _step_together(self, params: list[Tensor], h: Tensor) -> None:
         """Tensors with fp32 moments as one: one kernel each operation, not one each tensor."""
         places = [local(p) for p in params]
-        p, g = (torch.cat([t.reshape(-1) for t in ts]).float() for ts in (places, [local(p.grad) for p in params]))
-        states = [[self.state[p][name] for p in params] for name in self.rule.moments]
+        p, g = (
+            torch.cat([t.reshape(-1) for t in ts]).float()
+            for ts in (places, [local_gradient(p, type(self).__name__) for p in params])
+        )
+        states = [[local(self.state[p][name]) for p in params] for name in self.rule.moments]
         old = [torch.cat([t.reshape(-1) for t in ts]) for ts in states]
         new = self.rule.advance(p, g, old, h)
         moved = self.rule.move(p, g, old, new, h)
@@ -110,51 +79,6 @@ class Blockwise(torch.optim.Optimizer):
         for targets, values in zip([places, *states], [moved, *new], strict=True):
             pieces = [piece.view(t.shape) for piece, t in zip(values.split(sizes), targets, strict=True)]
             torch._foreach_copy_(targets, pieces)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As of `torch.optim`. Of split parameters the moments are written as fp32 DTensors, for any other layout."""
-        told = super().state_dict()
-        params = [p for group in self.param_groups for p in group["params"]]
-        told["state"] = {
-            place: saved_states(state, params[place], self.rule) for place, state in told["state"].items()
-        }
-        return told
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes states of any width: its own, or fp32 moments as `torch.optim` has them; keeps its own width.
-
-        Raises:
-            ThriftyError: moments that are missing, or fit no format.
-        """
-        super().load_state_dict({**state_dict, "state": {}})
-        params = [p for group in self.param_groups for p in group["params"]]
-        for place, saved in state_dict["state"].items():
-            p = params[place]
-            self.state[p] = load_states(saved, p, self.rule, self.formats_of(p))
-
-
-def zero_moments(rule: Rule, p: Tensor, forms: Formats | None) -> dict[str, Tensor]:
-    """Moments before the first step: zeros, as codes and scales or in fp32."""
-    if forms is None:
-        return {name: torch.zeros_like(p, dtype=torch.float32) for name in rule.moments}
-    made = {}
-    for name, form in zip(rule.moments, forms, strict=True):
-        codes, scales = block_bytes(p.numel(), form, form.block)
-        made[name] = torch.zeros(codes, dtype=torch.uint8, device=p.device)
-        made[name + "_scale"] = torch.zeros(scales // 2, dtype=torch.bfloat16, device=p.device)
-    return made
-
-
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raises ThriftyError for a rate, a decay, an epsilon or betas that make no sense."""
-    for name in ("lr", "eps", "weight_decay"):
-        value = settings.get(name, 0.0)
-        if not isinstance(value, Tensor) and not 0 <= value < float("inf"):
-            raise ThriftyError(f"{name} of {value}", hint=f"{name} is 0 or more, and finite")
-    for beta in settings.get("betas", ()):
-        if not 0 <= beta < 1:
-            raise ThriftyError(f"a beta of {beta}", hint="betas lie in [0, 1), e.g. betas=(0.9, 0.95)")
 
 
 INT8: BlockFormat = FORMATS["int8"]

@@ -1,4 +1,4 @@
-"""One step of an elementwise rule over rows of a tensor whose moments are kept in blocks: fused, or as it is written."""
+"""One step of an elementwise rule over a tensor whose moments are kept in blocks: fused, or as it is written."""
 
 from __future__ import annotations
 

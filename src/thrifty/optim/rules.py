@@ -82,6 +82,19 @@ LION = Rule(
 )  # fmt: skip
 
 
+def _momentum_scalars(group: dict[str, Any], step: int) -> list[Any]:
+    keep = group["momentum"]
+    return [keep, 1 - keep, *((1 - keep, keep) if group["nesterov"] else (0.0, 1.0))]
+
+
+# b = k b + (1 - k) g; what comes out in place of p is b, or with Nesterov's look ahead (1 - k) g + k b
+MOMENTUM = Rule(
+    "Momentum", ("momentum_buffer",), (False,), _momentum_scalars,
+    lambda p, g, old, h: (h[0] * old[0] + h[1] * g,),
+    lambda p, g, old, new, h: h[2] * g + h[3] * new[0],
+)  # fmt: skip
+
+
 def scalars(rule: Rule, group: dict[str, Any], step: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """h of a step on the device of `like`; a learning rate that is a tensor stays on its device."""
     values = rule.scalars(group, step)

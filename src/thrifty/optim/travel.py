@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from thrifty.cost.payload import block_bytes
-from thrifty.optim.elementwise import Formats
-from thrifty.optim.rules import Rule
 from thrifty.quant import Quantised, dequantise, quantise
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
 
+Kind = dict[str, bool]  # moments, and whether each is a mean of squares
+Formats = tuple[BlockFormat, ...]
 SIGNED, SQUARES = (FORMATS["int8"], FORMATS["int4"]), (ROOT8,)
 
 
-def saved_states(state: dict[str, Any], p: Tensor, rule: Rule) -> dict[str, Any]:
+def saved_states(state: dict[str, Any], p: Tensor, kind: Kind) -> dict[str, Any]:
     """What a state dict holds of a parameter: its state as it is, or of a split parameter fp32 DTensors like it."""
     if not isinstance(p, DTensor):
         return state
     told = {name: value for name, value in state.items() if not name.endswith("_scale")}
-    for name, square in zip(rule.moments, rule.squares, strict=True):
+    for name, square in kind.items():
         whole = moment_of(state, name, square, p.to_local()) if name in state else None
         if whole is not None:
             told[name] = DTensor.from_local(
@@ -58,11 +58,11 @@ def _form_of(codes: Tensor, scales: Tensor, square: bool, numel: int) -> BlockFo
     )
 
 
-def load_states(saved: dict[str, Any], p: Tensor, rule: Rule, forms: Formats | None) -> dict[str, Any]:
+def load_states(saved: dict[str, Any], p: Tensor, kind: Kind, forms: Formats | None) -> dict[str, Any]:
     """The state of a parameter in the formats that its optimizer keeps; bit for bit where they are the saved ones."""
     place = p.to_local() if isinstance(p, DTensor) else p
     loaded: dict[str, Any] = {"step": torch.as_tensor(float(saved["step"]))}
-    for at, (name, square) in enumerate(zip(rule.moments, rule.squares, strict=True)):
+    for at, (name, square) in enumerate(kind.items()):
         scales = saved.get(name + "_scale")
         if forms and scales is not None and _form_of(saved[name], scales, square, place.numel()) == forms[at]:
             loaded[name], loaded[name + "_scale"] = (t.to(place.device, copy=True) for t in (saved[name], scales))
