@@ -6,16 +6,27 @@ import copy
 
 import pytest
 import torch
-from optimizer_table import NONE_SMALL, OPTIMIZERS, SHAPES, gradients, moments, parameters, run
 
+from optimizer_table import NONE_SMALL, OPTIMIZERS, SHAPES, gradients, moments, parameters, run
 from thrifty.optim import AdamW8bit, Lamb, Muon
 from thrifty.quant.states import dither
 from thrifty.spec.errors import ThriftyError
 
 ALL = pytest.mark.parametrize("name", OPTIMIZERS)
 EPS = 2.0**-24
-BLOCKED = [name for name, entry in OPTIMIZERS.items() if entry.made(parameters([(2, 2)])).formats]
+BLOCKED = [
+    name for name, entry in OPTIMIZERS.items() if entry.made(parameters([(64, 64)])).formats_of(torch.zeros(4096))
+]
 STEPS = 300
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Thousands of small kernels: on a shared machine, threads would wait for each other at every one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def values(params):
@@ -26,7 +37,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in BLOCKED or "in 32" in name])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in BLOCKED])
 def test_hundreds_of_steps_as_in_doubles(name):
     entry, params = OPTIMIZERS[name], parameters(SHAPES)
     optimizer = entry.made(params)
@@ -71,8 +82,9 @@ def test_compiled_is_eager_but_for_the_last_bits(name):
     run(OPTIMIZERS[name].made(one, compiled=False), one, range(20))
     run(OPTIMIZERS[name].made(other, compiled=True), other, range(20))
     lr = OPTIMIZERS[name].settings["lr"]
-    # A code may fall on either side: few values differ, and none by more than steps are long.
-    assert ((one[0] - other[0]).abs() > 1e-3 * lr).float().mean() < 0.01
+    # A code may fall on either side: few values differ by more than rounding, and none by more than steps are long.
+    rounding = 20 * 2 * EPS * float(one[0].detach().abs().max()) + 1e-3 * lr
+    assert ((one[0] - other[0]).abs() > rounding).float().mean() < 0.001
     assert (one[0] - other[0]).abs().max() <= 40 * lr
 
 
@@ -182,7 +194,7 @@ def test_groups_closures_and_parameters_without_gradient(name):
         return loss
 
     loss = optimizer.step(closure)
-    assert float(loss) == pytest.approx(float((start[0] ** 2).sum() + start[1].sum()), rel=1e-5)
+    assert loss.item() == pytest.approx(((start[0] ** 2).sum() + start[1].sum()).item(), rel=1e-5)
     assert not torch.equal(first, start[0])
     assert same(values([second, idle]), start[1:])
     assert not optimizer.state[idle]

@@ -58,7 +58,7 @@ def test_lamb_clips_by_the_norm_of_all_tensors():
         told = reference.lamb(
             torch.tensor([[size]]).double(), slope.double().view(1, 1), {}, lr=0.1, eps=1.0, clip=1 / 5
         )
-        assert float(p) == pytest.approx(float(told), rel=1e-6)
+        assert p.item() == pytest.approx(told.item(), rel=1e-6)
         assert float(optimizer.state[p]["exp_avg"]) == pytest.approx(0.1 * float(slope) / 5)
 
 

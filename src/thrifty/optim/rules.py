@@ -74,11 +74,16 @@ def _lion_scalars(group: dict[str, Any], step: int) -> list[Any]:
     return [beta1, 1 - beta1, beta2, 1 - beta2, lr, 1 - lr * group["weight_decay"]]
 
 
+def _sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1, and nan of nan and inf, which torch.sign would pass over in silence."""
+    return torch.sign(x) + (x - x)
+
+
 # p = (1 - lr wd) p - lr sign(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g           Chen et al. 2023, arXiv:2302.06675
 LION = Rule(
     "Lion", ("exp_avg",), (False,), _lion_scalars,
     lambda p, g, old, h: (h[2] * old[0] + h[3] * g,),
-    lambda p, g, old, new, h: p * h[5] - h[4] * torch.sign(h[0] * old[0] + h[1] * g),
+    lambda p, g, old, new, h: p * h[5] - h[4] * _sign(h[0] * old[0] + h[1] * g),
 )  # fmt: skip
 
 
