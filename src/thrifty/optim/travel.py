@@ -24,12 +24,14 @@ def saved_states(state: dict[str, Any], p: Tensor, kind: Kind) -> dict[str, Any]
         return state
     told = {name: value for name, value in state.items() if not name.endswith("_scale")}
     for name, square in kind.items():
-        whole = moment_of(state, name, square, p.to_local()) if name in state else None
-        if whole is not None:
-            told[name] = DTensor.from_local(
-                whole, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False
-            )
+        if name + "_scale" in state:
+            told[name] = _like(moment_of(state, name, square, p.to_local()), p)
     return told
+
+
+def _like(piece: Tensor, p: DTensor) -> DTensor:
+    """This rank's piece as one of a tensor that is split as `p` is."""
+    return DTensor.from_local(piece, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False)
 
 
 def moment_of(state: dict[str, Any], name: str, square: bool, like: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def load_states(saved: dict[str, Any], p: Tensor, kind: Kind, forms: Formats | N
             continue
         whole = _piece(moment_of(saved, name, square, place), p).to(place.device)
         if forms is None:
-            loaded[name] = whole.clone()
+            loaded[name] = _like(whole.clone(), p) if isinstance(p, DTensor) else whole.clone()
         else:
             q = quantise(whole, forms[at])
             loaded[name], loaded[name + "_scale"] = q.codes, q.scales
