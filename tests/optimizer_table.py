@@ -60,6 +60,7 @@ OPTIMIZERS = {
     "Lars Nesterov": Entry(Lars, reference.lars, {"lr": 1.0, "momentum": 0.8, "nesterov": True, "dampening": 0.2}),
     "Muon": Entry(Muon, reference.muon, {"lr": 1e-2}, off=MUON_OFF),
     "Muon 8 bit": Entry(Muon, reference.muon, {"lr": 1e-2}, {"bits": 8}, off=MUON_OFF),
+    "Muon 16 bit": Entry(Muon, reference.muon, {"lr": 1e-2}, {"bits": 16}, off=MUON_OFF),
     "Muon as AdamW": Entry(
         partial(Muon, adjust_lr_fn="match_rms_adamw"), partial(reference.muon, scale="match_rms_adamw"),
         {"lr": 1e-2, "momentum": 0.9, "nesterov": False}, off=MUON_OFF,

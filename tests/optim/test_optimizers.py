@@ -105,6 +105,17 @@ def test_no_bias_builds_up_in_codes():
     assert (got > 0).all()
 
 
+@pytest.mark.parametrize(("shape", "compiled"), [((100,), None), ((80, 128), False), ((80, 128), True)])
+def test_bfloat16_weights_move_by_steps_below_their_last_bit(shape, compiled):
+    p = torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))
+    optimizer = AdamW8bit([p], lr=1e-4, weight_decay=0.0, compiled=compiled)
+    for _ in range(10):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    # Ten steps of 1e-4; to the nearest bfloat16, 2^-8 below 1 apart, all would still be 1.
+    assert float(p.detach().float().mean()) == pytest.approx(0.999, abs=2e-4)
+
+
 def test_draws_fill_the_unit_interval_over_time():
     draws = torch.stack([dither(step, 256, 2) for step in range(1, 201)])
     assert draws.min() >= 0

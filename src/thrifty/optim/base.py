@@ -27,19 +27,24 @@ class Base(torch.optim.Optimizer):
         kind: names of the moments, and which are means of squares.
         formats: of each moment, equal in block, or none to keep all moments in fp32.
         small: tensors with fewer values keep fp32 moments; of a split tensor, this rank's piece counts.
+        dtype: of the moments of tensors that are not small, where they have no formats.
     """
 
     def __init__(
         self, params: Params, defaults: Group, kind: Kind, formats: tuple[BlockFormat, ...] | None = None,
-        small: int = SMALL,
+        small: int = SMALL, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         _check(defaults)
-        self.kind, self.formats, self.small = kind, formats, small
+        self.kind, self.formats, self.small, self.dtype = kind, formats, small, dtype
         super().__init__(params, defaults)
 
     def formats_of(self, p: Tensor) -> tuple[BlockFormat, ...] | None:
-        """Formats of the moments of a parameter; none where they are kept in fp32."""
+        """Formats of the moments of a parameter; none where they are kept as floats."""
         return self.formats if self.formats and local(p).numel() >= self.small else None
+
+    def dtype_of(self, p: Tensor) -> torch.dtype:
+        """Of the moments of a parameter that are kept as floats."""
+        return self.dtype if local(p).numel() >= self.small else torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -60,7 +65,7 @@ class Base(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state["step"] = torch.tensor(0.0)
-            state.update(zero_moments(self.kind, p, self.formats_of(p)))
+            state.update(zero_moments(self.kind, p, self.formats_of(p), self.dtype_of(p)))
         state["step"] += 1
         return state
 
@@ -82,16 +87,18 @@ class Base(torch.optim.Optimizer):
         params = self._params()
         for place, saved in state_dict["state"].items():
             p = params[place]
-            self.state[p] = load_states(saved, p, self.kind, self.formats_of(p))
+            self.state[p] = load_states(saved, p, self.kind, self.formats_of(p), self.dtype_of(p))
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
 
-def zero_moments(kind: Kind, p: Tensor, forms: tuple[BlockFormat, ...] | None) -> dict[str, Tensor]:
-    """Moments before the first step: zeros, as codes and scales or in fp32."""
+def zero_moments(
+    kind: Kind, p: Tensor, forms: tuple[BlockFormat, ...] | None, dtype: torch.dtype
+) -> dict[str, Tensor]:  # fmt: skip
+    """Moments before the first step: zeros, as codes and scales or as floats."""
     if forms is None:
-        return {name: torch.zeros_like(p, dtype=torch.float32) for name in kind}
+        return {name: torch.zeros_like(p, dtype=dtype) for name in kind}
     made, piece = {}, local(p)
     for name, form in zip(kind, forms, strict=True):
         codes, scales = block_bytes(piece.numel(), form, form.block)

@@ -11,6 +11,7 @@ from thrifty.optim.base import SMALL, Base, Group, Params
 from thrifty.optim.elementwise import Formats, step_flat
 from thrifty.optim.rules import ADAM, ADAMW, LION, Rule, scalars
 from thrifty.optim.sharded import local, local_gradient
+from thrifty.quant.rounding import dithered_bfloat16
 from thrifty.quant.states import dither
 from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
 
@@ -50,13 +51,13 @@ class Blockwise(Base):
                 together.setdefault((step, p.device, p.dtype), []).append(p)
                 continue
             if (step, p.device) not in made:
-                u = dither(step, forms[0].block, len(forms), p.device)
+                u = dither(step, forms[0].block, len(forms) + 1, p.device)
                 made[step, p.device] = u, scalars(self.rule, group, step, p)
             u, h = made[step, p.device]
             kept = [state[moment + part] for moment in self.rule.moments for part in ("", "_scale")]
             self._step_blocks(local(p), local_gradient(p, name), kept, u, h, forms)
         for (step, _, _), params in together.items():
-            self._step_together(params, scalars(self.rule, group, step, params[0]))
+            self._step_together(params, step, scalars(self.rule, group, step, params[0]))
 
     def _step_blocks(self, p: Tensor, g: Tensor, kept: list[Tensor], u: Tensor, h: Tensor, forms: Formats) -> None:
         flat = p.detach().reshape(-1)
@@ -64,7 +65,7 @@ class Blockwise(Base):
         if flat.data_ptr() != p.data_ptr():  # not contiguous: that was a copy
             p.copy_(flat.view(p.shape))
 
-    def _step_together(self, params: list[Tensor], h: Tensor) -> None:
+    def _step_together(self, params: list[Tensor], step: int, h: Tensor) -> None:
         """Tensors with fp32 moments as one: one kernel each operation, not one each tensor."""
         places = [local(p) for p in params]
         p, g = (
@@ -76,6 +77,9 @@ class Blockwise(Base):
         new = self.rule.advance(p, g, old, h)
         moved = self.rule.move(p, g, old, new, h)
         sizes = [t.numel() for t in places]
+        if places[0].dtype == torch.bfloat16:
+            u = dither(step, max(sizes), 1, moved.device)[0]
+            moved = dithered_bfloat16(moved, torch.cat([u[:size] for size in sizes]))
         for targets, values in zip([places, *states], [moved, *new], strict=True):
             pieces = [piece.view(t.shape) for piece, t in zip(values.split(sizes), targets, strict=True)]
             torch._foreach_copy_(targets, pieces)

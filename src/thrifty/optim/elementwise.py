@@ -11,6 +11,7 @@ from thrifty.cost.payload import tail_block
 from thrifty.optim.rules import Rule
 from thrifty.quant.fuse import COMPILE_FROM, can_compile, fused
 from thrifty.quant.kernels import decode_rows
+from thrifty.quant.rounding import dithered_bfloat16
 from thrifty.quant.states import inverse, state_codes, state_scales
 from thrifty.spec.formats import BlockFormat
 
@@ -43,9 +44,14 @@ def move_rows(
 ) -> None:
     """Moves the parameter and writes the new codes, in place."""
     rows, g, old, new = _moments(p, g, kept, h, rule, forms)
-    p.copy_(rule.move(rows, g, old, new, h))
-    for codes, moment, inv, draw, form in zip(kept[::2], new, inverses, u, forms, strict=True):
+    write(p, rule.move(rows, g, old, new, h), u[-1])
+    for codes, moment, inv, draw, form in zip(kept[::2], new, inverses, u[:-1], forms, strict=True):
         codes.copy_(state_codes(moment, inv, draw, form))
+
+
+def write(p: Tensor, moved: Tensor, u: Tensor) -> None:
+    """Stores a parameter. In bfloat16 by chance: nearest, a step below 2^-9 of a weight would never move it."""
+    p.copy_(dithered_bfloat16(moved, u) if p.dtype == torch.bfloat16 else moved)
 
 
 @cache

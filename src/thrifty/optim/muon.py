@@ -43,13 +43,13 @@ class Muon(Base):
     Args:
         adjust_lr_fn: scale(p) is sqrt(max(1, rows / columns)), "original", or 0.2 sqrt(max(rows, columns)),
             "match_rms_adamw", under which AdamW's rate and decay serve.
-        bits: of the momentum, 32 or 8 (1.008 bytes a parameter).
+        bits: of the momentum, 32, 16 (bfloat16) or 8 (1.008 bytes a parameter).
         group: ranks with equal parameters and gradients (data parallel): each orthogonalises a share of the matrices
             and sends it in bfloat16. Parameters split by FSDP2 are shared out over their ranks without it.
         small: matrices with fewer values keep fp32 momentum.
 
     Raises:
-        ThriftyError: a parameter that is no matrix, an unknown scale, bits that are neither 32 nor 8.
+        ThriftyError: a parameter that is no matrix, an unknown scale, other bits.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Muon(Base):
         nesterov: bool = True, *, ns_steps: int = STEPS, adjust_lr_fn: str | None = None, bits: int = 32,
         group: dist.ProcessGroup | None = None, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        if bits not in (8, 32):
-            raise ThriftyError(f"momentum of {bits} bits", hint="valid choices: 32, 8")
+        if bits not in (8, 16, 32):
+            raise ThriftyError(f"momentum of {bits} bits", hint="valid choices: 32, 16, 8")
         if (adjust_lr_fn or "original") not in SCALES:
             raise ThriftyError(f"no scale {adjust_lr_fn!r}", hint=did_you_mean(str(adjust_lr_fn), list(SCALES)))
         defaults = {
@@ -67,7 +67,8 @@ class Muon(Base):
         }  # fmt: skip
         self.compiled, self.group = compiled, group
         formats = (FORMATS["int8"],) if bits == 8 else None
-        super().__init__(params, defaults, {"momentum_buffer": False}, formats, small)
+        dtype = torch.bfloat16 if bits == 16 else torch.float32
+        super().__init__(params, defaults, {"momentum_buffer": False}, formats, small, dtype)
 
     def add_param_group(self, param_group: Group) -> None:
         """As of `torch.optim`, for matrices alone."""
@@ -106,13 +107,14 @@ class Muon(Base):
         state, g = self.begun(p), local_gradient(p, "Muon")
         forms = self.formats_of(p)
         if forms is None:
-            buffer, g = local(state["momentum_buffer"]), g.float()
-            buffer.lerp_(g, 1 - group["momentum"])
+            kept, g = local(state["momentum_buffer"]), g.float()
+            buffer = kept.float().lerp_(g, 1 - group["momentum"])  # in place where it is fp32
+            kept.copy_(buffer)
             return (g.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).bfloat16()
         step = int(state["step"])
         made = torch.empty(g.numel(), dtype=torch.bfloat16, device=g.device)
         kept = [state["momentum_buffer"], state["momentum_buffer_scale"]]
-        u = dither(step, forms[0].block, 1, g.device)
+        u = dither(step, forms[0].block, 2, g.device)
         h = scalars(MOMENTUM, group, step, g)
         step_flat(made, g.reshape(-1), kept, u, h, MOMENTUM, forms, self.compiled)
         return made.view(g.shape)

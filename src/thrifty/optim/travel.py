@@ -60,7 +60,9 @@ def _form_of(codes: Tensor, scales: Tensor, square: bool, numel: int) -> BlockFo
     )
 
 
-def load_states(saved: dict[str, Any], p: Tensor, kind: Kind, forms: Formats | None) -> dict[str, Any]:
+def load_states(
+    saved: dict[str, Any], p: Tensor, kind: Kind, forms: Formats | None, dtype: torch.dtype
+) -> dict[str, Any]:  # fmt: skip
     """The state of a parameter in the formats that its optimizer keeps; bit for bit where they are the saved ones."""
     place = p.to_local() if isinstance(p, DTensor) else p
     loaded: dict[str, Any] = {"step": torch.as_tensor(float(saved["step"]))}
@@ -71,7 +73,8 @@ def load_states(saved: dict[str, Any], p: Tensor, kind: Kind, forms: Formats | N
             continue
         whole = _piece(moment_of(saved, name, square, place), p).to(place.device)
         if forms is None:
-            loaded[name] = _like(whole.clone(), p) if isinstance(p, DTensor) else whole.clone()
+            whole = whole.to(dtype, copy=True)
+            loaded[name] = _like(whole, p) if isinstance(p, DTensor) else whole
         else:
             q = quantise(whole, forms[at])
             loaded[name], loaded[name + "_scale"] = q.codes, q.scales
