@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from optimizer_table import OPTIMIZERS, gradients, moments, parameters
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from thrifty.optim import Muon
@@ -108,3 +111,40 @@ def test_owners_have_alike_to_do():
     taken = owners(shapes, 4)
     assert [taken[:24].count(rank) for rank in range(4)] == [6] * 4
     assert [taken[24:].count(rank) for rank in range(4)] == [6] * 4
+
+
+def through_fsdp(name: str) -> Any:
+    """A model split by FSDP2: states out by name and in again, then on; beside the same model in one piece."""
+    torch.manual_seed(0)
+    whole = torch.nn.Sequential(torch.nn.Linear(64, 192), torch.nn.Linear(192, 64))
+    model = copy.deepcopy(whole)
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    weights = [[m[0].weight, m[1].weight] for m in (whole, model)]
+    one, first, second = (OPTIMIZERS[name].made(ps) for ps in (weights[0], weights[1], weights[1]))
+
+    def step(m: Any, optimizer: Any, seed: int) -> None:
+        x = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed))  # of all ranks the same
+        (m(x) - x).square().mean().backward()
+        optimizer.step()
+        m.zero_grad()
+
+    for seed in range(3):
+        step(whole, one, seed)
+        step(model, first, seed)
+    saved = get_optimizer_state_dict(model, first)
+    set_optimizer_state_dict(model, second, saved)
+    assert all(isinstance(saved["state"]["0.weight"][moment], DTensor) for moment in first.kind)
+    step(whole, one, 3)
+    step(model, second, 3)
+    return [(p.detach(), q.detach().full_tensor()) for p, q in zip(*weights, strict=True)]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lamb", "Muon", "Muon 8 bit"])
+def test_models_split_by_fsdp_and_their_states_by_name(pool, name):
+    lr = OPTIMIZERS[name].settings["lr"]
+    for told in pool(2).run(through_fsdp, name):
+        for whole, pieces in told:
+            off = (whole - pieces).abs()
+            assert off.mean() <= 0.01 * lr  # codes are made anew on loading
+            assert off.max() <= (1.0 if name in CODED else 0.02) * lr

@@ -180,7 +180,7 @@ def test_mistakes_are_explained(call, told):
         call()
 
 
-def test_roots_come_back_as_doubles_say_and_never_smaller():
+def test_roots_come_back_as_doubles_say_and_never_as_zero():
     x = samples().square().clamp(max=1e37)
     found = back(x, ROOT8, block=BLOCK).double()
     for row, got in zip(x.double().view(-1, BLOCK), found.view(-1, BLOCK), strict=True):
@@ -189,8 +189,9 @@ def test_roots_come_back_as_doubles_say_and_never_smaller():
         assert ((got.sqrt() - told.sqrt()).abs() <= 1.01 * step).all()  # at an edge of a code, on either side
         assert ((got - told).abs() <= 1e-5 * row.max()).sum() >= BLOCK - 2
         if row.max() >= SMALLEST:
-            assert (got >= row * (1 - 1e-6)).all()
             assert (got > 0).all()
+        again = back(got.float(), ROOT8, block=BLOCK).double()
+        assert ((again.sqrt() - got.sqrt()).abs() <= 0.51 * step).all()  # no drift from being read and written
 
 
 def test_bfloat16_by_chance_is_right_on_the_average():

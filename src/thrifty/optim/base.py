@@ -84,9 +84,11 @@ class Base(torch.optim.Optimizer):
             ThriftyError: moments that are missing, or fit no format.
         """
         super().load_state_dict({**state_dict, "state": {}})
-        params = self._params()
-        for place, saved in state_dict["state"].items():
-            p = params[place]
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        for name, p in zip(names, self._params(), strict=True):  # numbers, or names as torch.distributed.checkpoint's
+            if name not in state_dict["state"]:
+                continue
+            saved = state_dict["state"][name]
             self.state[p] = load_states(saved, p, self.kind, self.formats_of(p), self.dtype_of(p))
 
     def _params(self) -> list[Tensor]:

@@ -171,9 +171,9 @@ def _lattice(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> 
 
 
 def _root(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-    """s = sqrt(max x) / top; level = ceil(sqrt(x) / s), at least 1: nothing comes back smaller."""
+    """s = sqrt(max x) / top; level = round(sqrt(x) / s), at least 1."""
     scale = stored_above(top.sqrt() * (1 / form.top), form.top)
-    return scale, (x.clamp(min=0.0).sqrt() * (1 / scale)).ceil().clamp(1.0, form.top) - 1
+    return scale, (x.clamp(min=0.0).sqrt() * (1 / scale)).round().clamp(1.0, form.top) - 1
 
 
 _KINDS = {

@@ -62,7 +62,7 @@ def round_trip(block: list[float], form: BlockFormat) -> list[float]:
             return [scale * (q - math.copysign(shrink, q) if q else 0.0) for q in codes]
         case "root":
             scale = rounded_up(math.sqrt(top) / form.top)
-            return [(scale * max(1, min(form.top, math.ceil(math.sqrt(max(0.0, x)) / scale)))) ** 2 for x in block]
+            return [(scale * max(1, min(form.top, round(math.sqrt(max(0.0, x)) / scale)))) ** 2 for x in block]
         case "lattice":
             scale, columns = min(rms * form.step, LARGEST / form.top), len(block) // 8
             points = [nearest_point([x / scale for x in block[j::columns]], form.bits) for j in range(columns)]
