@@ -31,7 +31,11 @@ MATRICES: dict[str, Callable] = {
     "AdamW8bit": optim.AdamW8bit,
     "Lion8bit": optim.Lion8bit,
 }
-HIDDEN: dict[str, Callable] = {MUON: torch.optim.Muon}  # takes the blocks' matrices alone
+HIDDEN: dict[str, Callable] = {  # they take the blocks' matrices alone
+    MUON: torch.optim.Muon,
+    "Muon": optim.Muon,
+    "Muon, 8 bits": lambda ps: optim.Muon(ps, bits=8),
+}
 
 
 def tensors(layers: int) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
