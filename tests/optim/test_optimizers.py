@@ -173,8 +173,51 @@ def test_a_state_of_other_parameters_is_refused():
     run(one, [p], range(1))
     with pytest.raises(ThriftyError, match="no moment of 6144 values"):
         other.load_state_dict(one.state_dict())
+    wide = torch.optim.AdamW([p])
+    run(wide, [p], range(1))
+    with pytest.raises(ThriftyError, match=r"exp_avg of shape \(96, 48\) for a parameter of shape \(96, 64\)"):
+        other.load_state_dict(wide.state_dict())
     with pytest.raises(ThriftyError, match="without exp_avg"):
         other.load_state_dict({**one.state_dict(), "state": {0: {"step": 1}}})
+
+
+def dynamic_map(signed):
+    """The codes of arXiv:2110.02861, in closed form."""
+    found = [0.0, 1.0]
+    for i in range(7):
+        count = 2**i if signed else 2 ** (i + 1)
+        sizes = [10.0 ** (i - 6) * (0.1 + 0.9 * (j + 0.5) / count) for j in range(count)]
+        found += sizes + ([-size for size in sizes] if signed else [])
+    return torch.tensor(sorted(found))
+
+
+def test_the_map_is_that_of_bitsandbytes():
+    for signed in (True, False):
+        assert len(dynamic_map(signed)) == 256
+        assert dynamic_map(signed).abs().sum().item() == pytest.approx(75.105263, abs=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_states_of_bitsandbytes_are_read(hidden):
+    (p,), generator = parameters([(96, 50)]), torch.Generator().manual_seed(0)
+    maps = {"qmap1": dynamic_map(True), "qmap2": dynamic_map(False)}
+    state = {
+        **maps,
+        **{f"state{at}": torch.randint(256, (96, 50), generator=generator, dtype=torch.uint8) for at in (1, 2)},
+        **{f"absmax{at}": torch.rand(19, generator=generator) for at in (1, 2)},
+    }
+    small = {"step": 7, "state1": torch.full((3,), 0.5), "state2": torch.full((3,), 0.25)}
+    wrapped = {"step": 7, **({"__bnb_optimizer_quant_state__": state} if hidden else state)}
+    optimizer = AdamW8bit([p, torch.nn.Parameter(torch.zeros(3))], small=NONE_SMALL)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: wrapped, 1: small}})
+    got = moments(optimizer, p)
+    for at, name in enumerate(("exp_avg", "exp_avg_sq"), 1):
+        flat = state[f"state{at}"].flatten()
+        for place in (0, 255, 256, 4799):
+            told = maps[f"qmap{at}"][int(flat[place])] * state[f"absmax{at}"][place // 256]
+            assert got[name].flatten()[place] == told
+    assert int(optimizer.state[p]["step"]) == 7
+    assert optimizer.state[optimizer.param_groups[0]["params"][1]]["exp_avg_sq"][0] == 0.25
 
 
 @ALL

@@ -15,6 +15,7 @@ from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
 
 Kind = dict[str, bool]  # moments, and whether each is a mean of squares
 Formats = tuple[BlockFormat, ...]
+HIDDEN_BY_BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where it keeps codes out of the sight of FSDP
 SIGNED, SQUARES = (FORMATS["int8"], FORMATS["int4"]), (ROOT8,)
 
 
@@ -60,11 +61,31 @@ def _form_of(codes: Tensor, scales: Tensor, square: bool, numel: int) -> BlockFo
     )
 
 
+def of_bitsandbytes(saved: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """A state of bitsandbytes' blockwise 8-bit optimizers, with fp32 moments by our names; any other as it is.
+
+    A value is the code's entry in a map of 256, times the largest magnitude of its block: arXiv:2110.02861.
+    """
+    saved = {**saved, **saved.get(HIDDEN_BY_BITSANDBYTES, {})}
+    if "state1" not in saved:
+        return saved
+    read: dict[str, Any] = {"step": saved["step"]}
+    for at, name in enumerate(kind, 1):
+        codes, tops = saved[f"state{at}"], saved.get(f"absmax{at}")
+        if codes.dtype == torch.uint8 and tops is not None:
+            flat = saved[f"qmap{at}"][codes.reshape(-1).long()]
+            block = next(size for size in (256, 2048, 4096, flat.numel()) if -(-flat.numel() // size) == tops.numel())
+            codes = (flat * tops.repeat_interleave(block)[: flat.numel()]).view(codes.shape)
+        read[name] = codes
+    return read
+
+
 def load_states(
     saved: dict[str, Any], p: Tensor, kind: Kind, forms: Formats | None, dtype: torch.dtype
 ) -> dict[str, Any]:  # fmt: skip
     """The state of a parameter in the formats that its optimizer keeps; bit for bit where they are the saved ones."""
     place = p.to_local() if isinstance(p, DTensor) else p
+    saved = of_bitsandbytes(saved, kind)
     loaded: dict[str, Any] = {"step": torch.as_tensor(float(saved["step"]))}
     for at, (name, square) in enumerate(kind.items()):
         scales = saved.get(name + "_scale")
@@ -72,6 +93,11 @@ def load_states(
             loaded[name], loaded[name + "_scale"] = (t.to(place.device, copy=True) for t in (saved[name], scales))
             continue
         whole = _piece(moment_of(saved, name, square, place), p).to(place.device)
+        if whole.shape != place.shape:
+            raise ThriftyError(
+                f"{name} of shape {tuple(whole.shape)} for a parameter of shape {tuple(place.shape)}",
+                hint="load the state dict of the same parameters, in the same order",
+            )
         if forms is None:
             whole = whole.to(dtype, copy=True)
             loaded[name] = _like(whole, p) if isinstance(p, DTensor) else whole
