@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from thrifty.quant import FORMATS, block_format, dequantise, lattice, quantise, uniform
 from thrifty.quant.kernels import SMALLEST
 from thrifty.quant.reference import round_trip
+from thrifty.quant.rounding import dithered_bfloat16
 from thrifty.spec.errors import ThriftyError
+from thrifty.spec.formats import ROOT8
 
 FORMS = [*FORMATS.values(), uniform(0.26, block=64), lattice(0.3, block=64)]
 BLOCK = 32
@@ -176,3 +178,28 @@ def test_no_block_comes_back_with_more_error_than_it_had_energy(values, form):
 def test_mistakes_are_explained(call, told):
     with pytest.raises(ThriftyError, match=told):
         call()
+
+
+def test_roots_come_back_as_doubles_say_and_never_as_zero():
+    x = samples().square().clamp(max=1e37)
+    found = back(x, ROOT8, block=BLOCK).double()
+    for row, got in zip(x.double().view(-1, BLOCK), found.view(-1, BLOCK), strict=True):
+        told = torch.tensor(round_trip(row.tolist(), ROOT8), dtype=torch.float64)
+        step = row.max().sqrt() / 256 if row.max() >= SMALLEST else 0.0
+        assert ((got.sqrt() - told.sqrt()).abs() <= 1.01 * step).all()  # at an edge of a code, on either side
+        assert ((got - told).abs() <= 1e-5 * row.max()).sum() >= BLOCK - 2
+        if row.max() >= SMALLEST:
+            assert (got > 0).all()
+        again = back(got.float(), ROOT8, block=BLOCK).double()
+        assert ((again.sqrt() - got.sqrt()).abs() <= 0.51 * step).all()  # no drift from being read and written
+
+
+def test_bfloat16_by_chance_is_right_on_the_average():
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-32, 32)
+    u = (torch.arange(4096) + 0.5)[:, None] / 4096
+    drawn = dithered_bfloat16(x.expand(4096, -1), u).double()
+    assert ((drawn.mean(0) - x.double()).abs() <= 2.0**-8 * x.abs() / 2048).all()
+    assert ((drawn - x).abs() <= 2.0**-7 * x.abs()).all()
+    odd = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0])
+    assert torch.equal(dithered_bfloat16(odd, torch.full((4,), 0.999)).float()[[0, 1, 3]], odd[[0, 1, 3]])
+    assert dithered_bfloat16(odd, torch.full((4,), 0.999))[2].isnan()

@@ -7,6 +7,7 @@ import types
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -25,7 +26,12 @@ def can_compile(device: str) -> bool:
     return bool(found)
 
 
-def fused(function: types.FunctionType, name: str) -> Callable:
-    """`torch.compile` with code of its own: it keeps eight variants of one code, and runs a ninth format unfused."""
+def fused(function: types.FunctionType, name: str, options: dict[str, Any] | None = None) -> Callable:
+    """`torch.compile` with code of its own: it keeps eight variants of one code, and runs a ninth format unfused.
+
+    Args:
+        options: of the compiler.
+    """
     code = function.__code__.replace(co_name="".join(c if c.isalnum() else "_" for c in name))
-    return torch.compile(types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__))
+    own = types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+    return torch.compile(own, options=options)

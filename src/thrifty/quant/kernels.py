@@ -72,6 +72,8 @@ def _value(codes: Tensor, scales: Tensor, form: BlockFormat) -> Tensor:
         if form.step:
             value = value - value.clamp(-SHRINK, SHRINK)
         return value * scales
+    if form.kind == "root":
+        return (codes.float() * scales + scales).square()
     sign = 1.0 - 2.0 * (codes >> (form.bits - 1)).float()
     if form.kind == "sign":
         return sign * scales
@@ -91,6 +93,12 @@ def stored(scale: Tensor, most: float) -> Tensor:
     bits = scale.clamp(max=LARGEST / most).view(torch.int32)
     # By hand: a compiler that fuses both casts leaves the rounding out, and codes would be made for another scale.
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+
+
+def stored_above(scale: Tensor, most: float) -> Tensor:
+    """As `stored`, but rounded up, so that no value lies beyond the largest level."""
+    bits = scale.clamp(max=LARGEST / most).view(torch.int32)
+    return ((bits + 0xFFFF) & -0x10000).view(torch.float32)
 
 
 def rms(x: Tensor, top: Tensor) -> Tensor:
@@ -162,7 +170,21 @@ def _lattice(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> 
     return stored(scale * fitted, form.top), codes.view_as(x)
 
 
-_KINDS = {"lattice": _lattice, "uniform": _uniform, "float": _float, "sign": _sign, "levels": _levels, "means": _means}
+def _root(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    """s = sqrt(max x) / top; level = round(sqrt(x) / s), at least 1."""
+    scale = stored_above(top.sqrt() * (1 / form.top), form.top)
+    return scale, (x.clamp(min=0.0).sqrt() * (1 / scale)).round().clamp(1.0, form.top) - 1
+
+
+_KINDS = {
+    "root": _root,
+    "lattice": _lattice,
+    "uniform": _uniform,
+    "float": _float,
+    "sign": _sign,
+    "levels": _levels,
+    "means": _means,
+}
 
 
 @cache

@@ -25,6 +25,12 @@ def stored(scale: float, form: BlockFormat) -> float:
     return rounded(min(scale, LARGEST / form.top), 8, -126)
 
 
+def rounded_up(scale: float) -> float:
+    """To the next bfloat16 that is not below."""
+    unit = 2.0 ** (math.floor(math.log2(scale)) - 7)
+    return math.ceil(scale / unit) * unit
+
+
 def nearest_point(vector: list[float], bits: int) -> list[float]:
     """The nearest point of E8 whose floors lie in the range of `bits`, by trying every neighbour."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -54,6 +60,9 @@ def round_trip(block: list[float], form: BlockFormat) -> list[float]:
             codes = [max(-form.top, min(form.top, round(x / scale))) for x in block]
             shrink = SHRINK if form.step else 0.0
             return [scale * (q - math.copysign(shrink, q) if q else 0.0) for q in codes]
+        case "root":
+            scale = rounded_up(math.sqrt(top) / form.top)
+            return [(scale * max(1, min(form.top, round(math.sqrt(max(0.0, x)) / scale)))) ** 2 for x in block]
         case "lattice":
             scale, columns = min(rms * form.step, LARGEST / form.top), len(block) // 8
             points = [nearest_point([x / scale for x in block[j::columns]], form.bits) for j in range(columns)]

@@ -22,6 +22,16 @@ def _signed(word: int) -> int:
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
+def dithered_bfloat16(x: Tensor, u: Tensor) -> Tensor:
+    """fp32 as bfloat16: the next one away from zero with as much chance as it is near, given u in [0, 1) spread evenly.
+
+    Added to the bits that go, u carries into those that stay just so often.
+    """
+    bits = x.view(torch.int32) + (u * 65536.0).to(torch.int32)
+    rounded = (bits & -0x10000).view(torch.float32)
+    return torch.where(x - x == 0, rounded, x).to(torch.bfloat16)
+
+
 def row_keys(rows: int, first: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
     """One int32 key for each of the rows `first`, `first` + 1, ... of a tensor; the seed has up to 64 bits."""
     places = torch.arange(first, first + rows, dtype=torch.int64, device=device)

@@ -23,7 +23,8 @@ class BlockFormat:
         bits: of one packed code.
         kind: uniform (code times scale), levels (fixed levels times scale), means (two levels of the block's own,
             and signs), sign (one level and signs), float (an 8-bit float times scale), lattice (points of E8 times
-            scale, eight values a point).
+            scale, eight values a point), root (code + 1 times scale, squared: of values that are never
+            negative).
         block: values that share scales, unless the caller says otherwise.
         top: largest magnitude a code stands for, in units of the scale.
         levels: magnitudes of the codes of `levels`, in units of the scale, ascending.
@@ -33,7 +34,7 @@ class BlockFormat:
 
     name: str
     bits: int
-    kind: Literal["uniform", "levels", "means", "sign", "float", "lattice"]
+    kind: Literal["uniform", "levels", "means", "sign", "float", "lattice", "root"]
     block: int
     top: float
     levels: tuple[float, ...] = ()
@@ -62,6 +63,10 @@ FORMATS = {
         BlockFormat("lattice", 4, "lattice", 4096, 8.0, step=0.7),
     )
 }
+# Of the running mean of squares that optimizers keep. What is divided by is its root, so the root has the equal steps:
+# a range of 256 to 1 of it, where the mean itself would have 16. The lowest level is one step and not zero, which could
+# not be divided by. Not among FORMATS: gradients have signs.
+ROOT8 = BlockFormat("root8", 8, "root", 256, 256.0)
 OF_BITS = {8: "int8", 4: "int4", 3: "lloyd3", 2: "means2", 1: "sign"}
 
 

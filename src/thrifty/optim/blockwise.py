@@ -1,0 +1,128 @@
+"""Optimizers whose moments are kept in blocks of 8 or 4 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty.optim.base import SMALL, Base, Group, Params
+from thrifty.optim.elementwise import Formats, step_flat
+from thrifty.optim.rules import ADAM, ADAMW, LION, Rule, scalars
+from thrifty.optim.sharded import local, local_gradient
+from thrifty.quant.rounding import dithered_bfloat16
+from thrifty.quant.states import dither
+from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
+
+
+class Blockwise(Base):
+    """Steps an elementwise rule; moments of tensors with at least `small` values in blocks, of others in fp32.
+
+    Args:
+        rule: what happens to one value.
+        formats: of each moment, equal in block, or none to keep all moments in fp32.
+        small: tensors with fewer values keep fp32 moments; of a split tensor, this rank's piece counts.
+        compiled: fused kernels; by default for tensors large enough, where a compiler is found.
+
+    A gradient that is inf or nan makes its whole block of 256 nan, so that it stays visible.
+    """
+
+    def __init__(
+        self, params: Params, defaults: dict[str, Any], rule: Rule, formats: Formats | None,
+        *, small: int = SMALL, compiled: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.rule, self.compiled = rule, compiled
+        super().__init__(params, defaults, dict(zip(rule.moments, rule.squares, strict=True)), formats, small)
+
+    def _step(self, groups: list[tuple[Group, list[Tensor]]]) -> None:
+        for group, params in groups:
+            self._step_group(group, params)
+
+    def _step_group(self, group: Group, params: list[Tensor]) -> None:
+        together: dict[Any, list[Tensor]] = {}
+        made: dict[Any, tuple[Tensor, Tensor]] = {}
+        name = type(self).__name__
+        for p in params:
+            state = self.begun(p)
+            step = int(state["step"])
+            forms = self.formats_of(p)
+            if forms is None:
+                together.setdefault((step, p.device, p.dtype), []).append(p)
+                continue
+            if (step, p.device) not in made:
+                u = dither(step, forms[0].block, len(forms) + 1, p.device)
+                made[step, p.device] = u, scalars(self.rule, group, step, p)
+            u, h = made[step, p.device]
+            kept = [state[moment + part] for moment in self.rule.moments for part in ("", "_scale")]
+            self._step_blocks(local(p), local_gradient(p, name), kept, u, h, forms)
+        for (step, _, _), params in together.items():
+            self._step_together(params, step, scalars(self.rule, group, step, params[0]))
+
+    def _step_blocks(self, p: Tensor, g: Tensor, kept: list[Tensor], u: Tensor, h: Tensor, forms: Formats) -> None:
+        flat = p.detach().reshape(-1)
+        step_flat(flat, g.reshape(-1), kept, u, h, self.rule, forms, self.compiled)
+        if flat.data_ptr() != p.data_ptr():  # not contiguous: that was a copy
+            p.copy_(flat.view(p.shape))
+
+    def _step_together(self, params: list[Tensor], step: int, h: Tensor) -> None:
+        """Tensors with fp32 moments as one: one kernel each operation, not one each tensor."""
+        places = [local(p) for p in params]
+        p, g = (
+            torch.cat([t.reshape(-1) for t in ts]).float()
+            for ts in (places, [local_gradient(p, type(self).__name__) for p in params])
+        )
+        states = [[local(self.state[p][name]) for p in params] for name in self.rule.moments]
+        old = [torch.cat([t.reshape(-1) for t in ts]) for ts in states]
+        new = self.rule.advance(p, g, old, h)
+        moved = self.rule.move(p, g, old, new, h)
+        sizes = [t.numel() for t in places]
+        if places[0].dtype == torch.bfloat16:
+            u = dither(step, max(sizes), 1, moved.device)[0]
+            moved = dithered_bfloat16(moved, torch.cat([u[:size] for size in sizes]))
+        for targets, values in zip([places, *states], [moved, *new], strict=True):
+            pieces = [piece.view(t.shape) for piece, t in zip(values.split(sizes), targets, strict=True)]
+            torch._foreach_copy_(targets, pieces)
+
+
+INT8: BlockFormat = FORMATS["int8"]
+
+
+class AdamW8bit(Blockwise):
+    """AdamW with moments of 8 bits: 2.016 bytes a parameter where AdamW keeps 8. Decay is decoupled.
+
+    Loshchilov & Hutter 2019, arXiv:1711.05101; blockwise states: Dettmers et al. 2022, arXiv:2110.02861.
+
+    Args:
+        small: tensors with fewer values keep fp32 moments.
+        compiled: fused kernels; by default for tensors large enough, where a compiler is found.
+    """
+
+    def __init__(
+        self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 1e-2, *, small: int = SMALL, compiled: bool | None = None,
+    ) -> None:  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, ADAMW, (INT8, ROOT8), small=small, compiled=compiled)
+
+
+class Adam8bit(Blockwise):
+    """Adam with moments of 8 bits. Decay is a term of the loss, and goes through the moments: arXiv:1412.6980."""
+
+    def __init__(
+        self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0.0, *, small: int = SMALL, compiled: bool | None = None,
+    ) -> None:  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, ADAM, (INT8, ROOT8), small=small, compiled=compiled)
+
+
+class Lion8bit(Blockwise):
+    """Lion with a momentum of 8 bits: 1.008 bytes a parameter. Chen et al. 2023, arXiv:2302.06675."""
+
+    def __init__(
+        self, params: Params, lr: float | Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0, *, small: int = SMALL, compiled: bool | None = None,
+    ) -> None:  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(params, defaults, LION, (INT8,), small=small, compiled=compiled)
