@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -135,6 +136,19 @@ def test_a_state_dict_goes_on_bit_by_bit(name):
     run(optimizer, params, range(5, 8))
     run(other, others, range(5, 8))
     assert same(values(params), values(others))
+
+
+@ALL
+def test_copies_go_on(name):
+    params = parameters([(96, 48), (8, 8)])
+    optimizer = OPTIMIZERS[name].made(params)
+    run(optimizer, params, range(2))
+    copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    run(optimizer, params, range(2, 3))
+    for other in copies:
+        theirs = other.param_groups[0]["params"]
+        run(other, theirs, range(2, 3))
+        assert same(values(params), values(theirs))
 
 
 @pytest.mark.parametrize("name", BLOCKED)

@@ -38,6 +38,11 @@ class Base(torch.optim.Optimizer):
         self.kind, self.formats, self.small, self.dtype = kind, formats, small, dtype
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: torch keeps groups and state alone."""
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {**own, **super().__getstate__()}
+
     def formats_of(self, p: Tensor) -> tuple[BlockFormat, ...] | None:
         """Formats of the moments of a parameter; none where they are kept as floats."""
         return self.formats if self.formats and local(p).numel() >= self.small else None

@@ -1,4 +1,4 @@
-"""Optimizers whose moments are kept in blocks of 8 or 4 bits."""
+"""Elementwise optimizers whose moments are kept in blocks of 8 bits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
 class Blockwise(Base):
     """Steps an elementwise rule; moments of tensors with at least `small` values in blocks, of others in fp32.
 
+    Attributes:
+        rule: what happens to one value; of the class.
+
     Args:
-        rule: what happens to one value.
         formats: of each moment, equal in block, or none to keep all moments in fp32.
         small: tensors with fewer values keep fp32 moments; of a split tensor, this rank's piece counts.
         compiled: fused kernels; by default for tensors large enough, where a compiler is found.
@@ -28,12 +30,15 @@ class Blockwise(Base):
     A gradient that is inf or nan makes its whole block of 256 nan, so that it stays visible.
     """
 
+    rule: Rule
+
     def __init__(
-        self, params: Params, defaults: dict[str, Any], rule: Rule, formats: Formats | None,
-        *, small: int = SMALL, compiled: bool | None = None,
+        self, params: Params, defaults: Group, formats: Formats | None, *, small: int = SMALL,
+        compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        self.rule, self.compiled = rule, compiled
-        super().__init__(params, defaults, dict(zip(rule.moments, rule.squares, strict=True)), formats, small)
+        self.compiled = compiled
+        kind = dict(zip(self.rule.moments, self.rule.squares, strict=True))
+        super().__init__(params, defaults, kind, formats, small)
 
     def _step(self, groups: list[tuple[Group, list[Tensor]]]) -> None:
         for group, params in groups:
@@ -98,31 +103,37 @@ class AdamW8bit(Blockwise):
         compiled: fused kernels; by default for tensors large enough, where a compiler is found.
     """
 
+    rule = ADAMW
+
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, *, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, ADAMW, (INT8, ROOT8), small=small, compiled=compiled)
+        super().__init__(params, defaults, (INT8, ROOT8), small=small, compiled=compiled)
 
 
 class Adam8bit(Blockwise):
     """Adam with moments of 8 bits. Decay is a term of the loss, and goes through the moments: arXiv:1412.6980."""
+
+    rule = ADAM
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, *, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, ADAM, (INT8, ROOT8), small=small, compiled=compiled)
+        super().__init__(params, defaults, (INT8, ROOT8), small=small, compiled=compiled)
 
 
 class Lion8bit(Blockwise):
     """Lion with a momentum of 8 bits: 1.008 bytes a parameter. Chen et al. 2023, arXiv:2302.06675."""
+
+    rule = LION
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0, *, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        super().__init__(params, defaults, LION, (INT8,), small=small, compiled=compiled)
+        super().__init__(params, defaults, (INT8,), small=small, compiled=compiled)
