@@ -82,8 +82,11 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     waiting = sum(waits.values())
     layers = max(1, -(-job.model.layers // layout.pipeline))
     gathered = times if layout.pipeline == 1 else 1  # a stage gathers and reduces once a step
-    apart = [one for one in sent if one.axis == "island" and recipe.exchange.between_islands]
-    near = tuple(one for one in sent if one not in apart)
+    apart: list[Collective] = []
+    near = sent
+    if recipe.exchange.between_islands:
+        apart = [one for one in sent if one.axis == "island"]
+        near = tuple(one for one in sent if one.axis != "island")
     exposed = _exposed(near, stage.block_forward, stage.block_backward, layers, gathered, rank)
     exposed += _crossing(recipe, apart, stage.block_backward, layers, sum(computed))
     if apart and recipe.exchange.codec and rank.kind == "cpu":

@@ -26,7 +26,7 @@ from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster, Link
 from thrifty.spec.codec import stages_of
 from thrifty.spec.job import Job, ModelShape
-from thrifty.spec.recipe import Exchange, Layout, Recipe
+from thrifty.spec.recipe import Layout, Recipe
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
 Axis = Literal["tensor", "context", "expert", "shard", "pipeline", "island"]
@@ -164,8 +164,9 @@ def collectives(
     else:
         share = of_one(job.model, recipe.layout, recipe.software, runs, dict(place))
     moved = _activations(job.model, share, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
-    inside = _data_parallel(share, sharing_ranks(recipe.layout, recipe.software), recipe.exchange, *asked)
-    if recipe.layout.island == 1 or not recipe.exchange.between_islands:
+    apart = recipe.exchange.between_islands
+    inside = _data_parallel(share, sharing_ranks(recipe.layout, recipe.software), recipe.exchange.dtype, apart, *asked)
+    if recipe.layout.island == 1 or not apart:
         return *inside, *moved
     return *inside, *_between_islands(job.model, recipe, share, runs, place, dict(rings)["island"], shares[:2]), *moved
 
@@ -232,12 +233,12 @@ Shares = tuple[float, float, float]  # of a link's bandwidth: inside a node, bet
 
 @lru_cache(maxsize=8192)
 def _data_parallel(
-    share: Share, n: int, exchange: Exchange, layout: Layout, accumulation: int, precision: str, rings: Rings,
-    shares: Shares,
+    share: Share, n: int, dtype: str, islands_apart: bool, layout: Layout, accumulation: int, precision: str,
+    rings: Rings, shares: Shares,
 ) -> tuple[Collective, ...]:  # fmt: skip
     """Gradients and parameters between the ranks that see different samples, context ranks included."""
     ring = dict(rings)
-    compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[exchange.dtype]
+    compute, reduced = ELEMENT_BYTES[precision], ELEMENT_BYTES[dtype]
     found: list[Collective] = []
 
     def add(kind: Kind, unit: str, phase: str, axis: Axis, payload: float, count: float) -> None:
@@ -262,7 +263,7 @@ def _data_parallel(
             times = unit.number * (accumulation if layout.zero == 2 else 1)
             add("reduce_scatter", unit.name, "step", "shard", size * reduced, times)
             add("all_gather", unit.name, "step", "shard", size / n * compute, unit.number)
-        if layout.island > 1 and not exchange.between_islands:
+        if layout.island > 1 and not islands_apart:
             add("all_reduce", unit.name, "step", "island", (size if layout.zero == 0 else shard) * reduced, unit.number)
     if layout.pipeline > 1:
         path = ring["pipeline"]
