@@ -21,8 +21,7 @@ pytestmark = pytest.mark.dist
 Make = Callable[..., Plan]
 STEPS = 24
 EXCHANGES: dict[str, dict[str, Any]] = {
-    "int4": {"codec": "int4", "residual": "bf16"},
-    "ef21": {"codec": "topk(1/8)", "feedback": "ef21", "warmup_steps": 2},
+    "int4": {"codec": "int4", "residual": "bf16", "warmup_steps": 2},
     "adaptive": {"codec": "int4", "adaptive": True, "warmup_steps": 4},
     "sparse": {"local_steps": 6, "codec": "topk(1/16) + means2", "decay": 0.95, "outer_lr": 1.0, "outer_momentum": 0.0},
     "streaming": {"local_steps": 6, "codec": "int4", "fragments": 2, "delay_steps": 2, "alpha": 0.5},
