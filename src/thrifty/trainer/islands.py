@@ -40,7 +40,6 @@ class Islands:
         recipe: Recipe,
         decide: Decide = lambda _: None,
         tell: Callable[[str], None] = lambda _: None,
-        timeout_seconds: float | None = None,
     ) -> None:
         """All ranks call it, with the same parameters on every island.
 
@@ -53,7 +52,7 @@ class Islands:
         """
         assert built.mesh is not None
         asked = recipe.exchange
-        self._built, self._recipe = built, recipe
+        self._recipe = recipe
         self._island = built.mesh["island"].get_local_rank()
         feedback = None if asked.feedback == "none" else Feedback(asked.feedback, asked.decay, asked.residual)
         exchange = Exchange(
@@ -61,22 +60,17 @@ class Islands:
             built.mesh.get_group("island"),
             feedback=feedback,
             warmup=asked.warmup_steps,
-            timeout_seconds=timeout_seconds,
         )
+        self._units = units(built.model, recipe)
         self.exchange: Exchange | Adaptive = exchange
         if asked.adaptive:
             self.exchange = Adaptive(exchange, decide, asked.warmup_steps, lambda made: tell(said(made)))
         else:
-            _compile_kernels(exchange, units(built.model, recipe))
+            _compile_kernels(exchange, self._units)
         self.local: list[LocalSteps] = []
-        self._units = units(built.model, recipe)
         self._overlap = Overlap(self.exchange, self._units) if by_block(recipe.layout, asked.local_steps) else None
         if asked.local_steps > 1:
-            outer = (
-                Outer("nesterov", asked.outer_lr, asked.outer_momentum)
-                if asked.outer_momentum
-                else (Outer("sgd", asked.outer_lr, 0.0))
-            )
+            outer = Outer("nesterov" if asked.outer_momentum else "sgd", asked.outer_lr, asked.outer_momentum)
             self.local = [
                 LocalSteps(
                     unit.items(), exchange, every=asked.local_steps, outer=outer, fragments=asked.fragments,
@@ -171,17 +165,19 @@ class Islands:
                 wanted[name] = value
         states, anew = self._local_states(progress, stored, wanted)
         known = progress.get("of") == self._description()
-        own = f"exchange.{dist.get_rank()}."
-        kept = {key.removeprefix(own): torch.empty_like(value, device="cpu") for key, value in stored.items()
-                if known and key.startswith(own)}  # fmt: skip
-        read(wanted | {own + key: value for key, value in kept.items()})
+        prefix = f"exchange.{dist.get_rank()}."
+        kept = {key.removeprefix(prefix): torch.empty_like(value, device="cpu") for key, value in stored.items()
+                if known and key.startswith(prefix)}  # fmt: skip
+        read(wanted | {prefix + key: value for key, value in kept.items()})
         for one, state in zip(self.local, states, strict=True):
             one.load_state_dict(state)
         if self.local and f"island{self._island}.{next(iter(tensors))}" not in stored:
             anew.append("islands start from the parameters that all had in common")
             self.settle()
         if not known:
-            anew.append(self.exchange.reset())
+            reset = self.exchange.reset()
+            if self._recipe.exchange.codec is not None:  # without one there are no errors to speak of
+                anew.append(reset)
         elif isinstance(self.exchange, Adaptive):
             self.exchange.load(progress["adaptive"], kept, [list(unit) for unit in self._units])
         else:
