@@ -90,21 +90,47 @@ class Batch(Noun):
     micro_sequences: PositiveCount
 
 
+# Widths, in bits, that the moments of each optimizer are kept in. Without a choice of widths they are fp32.
+STATE_BITS: dict[str, tuple[int, ...]] = {
+    "adamw": (32, 16, 8, 4), "adam": (32, 8), "lion": (32, 8), "lamb": (32, 8), "muon": (32, 16, 8, 4),
+}  # fmt: skip
+
+
 class Optimizer(Noun):
-    """AdamW (Loshchilov & Hutter 2019). Decay applies to matrices, not to norms and biases.
+    """What moves the parameters. Decay applies to matrices, not to norms and biases.
 
     Attributes:
-        state_bits: of each of the two moments.
+        name: formulas and sources are in docs/optimizers.md. `muon` takes the matrices inside the blocks; AdamW takes
+            embeddings, head, norms and biases, at the same rate.
+        state_bits: of each moment; small tensors keep fp32. With `muon` and 4 its momentum has 8.
+        momentum: of muon, sgd (Nesterov's), lars and rmsprop.
+        stable: divides a tensor's rate by the root mean square of g / sqrt(v) where that is above 1 (StableAdamW,
+            Wortsman et al. 2023, arXiv:2304.13013).
+        clip_norm: of all gradients together; 0 leaves them as they are.
     """
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "lion", "lamb", "lars", "muon"] = "adamw"
     state_bits: Literal[32, 16, 8, 4] = 32
     lr: Positive = 1e-3
     beta1: Annotated[Ratio, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[Ratio, Field(ge=0, lt=1)] = 0.95
+    momentum: Annotated[Ratio, Field(ge=0, lt=1)] = 0.95
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.1
-    clip_norm: NonNegative = 1.0  # 0 = no clipping
+    stable: bool = False
+    clip_norm: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        widths = STATE_BITS.get(self.name, (32,))
+        if self.state_bits not in widths:
+            raise ValueError(
+                f"{self.name} does not keep moments of {self.state_bits} bits; "
+                f"set state_bits to {' or '.join(map(str, widths))}"
+            )
+        if self.stable and self.name not in ("adamw", "muon"):
+            raise ValueError(f"stable goes with adamw and muon, not {self.name}; leave it out, or use adamw")
+        return self
 
 
 class Schedule(Noun):

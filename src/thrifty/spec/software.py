@@ -48,6 +48,7 @@ RUNS = {
         schedules=("gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"),
         recompute=("none", "selective", "full"),
         compile=True,
+        state_bits=(32, 16, 8, 4),
         codecs=(None, "int8", "int4", "means2"),
         any_codec=True,
         local_steps=True,

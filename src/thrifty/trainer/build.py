@@ -19,7 +19,8 @@ from thrifty.parallel.shard import set_last_microbatch, shard
 from thrifty.parallel.tensor import parallelize_tensor, sum_partial_gradients
 from thrifty.spec.job import Job
 from thrifty.spec.legal import SPLIT_BACKWARD
-from thrifty.spec.recipe import Layout, Optimizer, Recipe
+from thrifty.spec.recipe import Layout, Recipe
+from thrifty.trainer.optimizers import build_optimizer
 from thrifty.trainer.world import World
 
 
@@ -170,22 +171,3 @@ def passes(
         (loss * scale).backward()
         losses.append(loss.detach())
     return losses
-
-
-OPTIMIZERS = {"adamw": torch.optim.AdamW}
-
-
-def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The recipe's optimizer in two groups: matrices decay, norms and biases do not."""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[settings.name](
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=not named[0][1].is_meta,  # which has no such kernel, but states of the same size
-    )

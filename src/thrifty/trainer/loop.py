@@ -35,6 +35,7 @@ from thrifty.trainer.export import export_ranks
 from thrifty.trainer.islands import Islands, best_codecs
 from thrifty.trainer.limits import Limits
 from thrifty.trainer.meter import Meter
+from thrifty.trainer.optimizers import groups_of
 from thrifty.trainer.record import Record
 from thrifty.trainer.spent import usd_per_second
 from thrifty.trainer.start import prepare_data, restore, samples
@@ -93,6 +94,8 @@ def execute(
         memory.reset_peak(world.device)
         stages = stage_layers(plan.job, plan.cluster, plan.recipe) if plan.recipe.layout.pipeline > 1 else None
         built = build(plan.job, plan.recipe, world, stages)
+        for group in groups_of(built.model, plan.recipe.optimizer):
+            record.note(str(group))
         checkpoints = Checkpoints(record.folder.checkpoints, world, keep=plan.recipe.checkpoint.keep)
         islands = None
         if plan.recipe.exchange.between_islands and plan.recipe.layout.island > 1:
