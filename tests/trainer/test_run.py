@@ -85,10 +85,18 @@ def test_the_bill_adds_up(make_plan: Make, tmp_path: Path) -> None:
         assert bill.memory[term].value == plan.predicted.memory[term].value, term
 
 
+OPTIMIZERS: list[dict[str, Any]] = [
+    {"name": "adamw"}, {"name": "adamw", "state_bits": 8}, {"name": "adamw", "state_bits": 4},
+    {"name": "muon", "state_bits": 8}, {"name": "lamb"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o['name']}{o.get('state_bits', 32)}")
 def test_a_stopped_run_resumes_bit_identically(
-    make_plan: Make, tmp_path: Path, stop_after: Callable[[int], None]
+    make_plan: Make, tmp_path: Path, stop_after: Callable[[int], None], optimizer: dict[str, Any]
 ) -> None:
-    plan = make_plan(recipe={"checkpoint": {"every_steps": 7, "keep": 2}})
+    settings = {"lr": 3e-3, "clip_norm": 0.5} | optimizer
+    plan = make_plan(recipe={"checkpoint": {"every_steps": 7, "keep": 2}, "optimizer": settings})
     train(plan, tmp_path / "whole")
     stop_after(12)
     outcome = train(plan, tmp_path / "parts")

@@ -26,12 +26,14 @@ def saved_states(state: dict[str, Any], p: Tensor, kind: Kind) -> dict[str, Any]
     told = {name: value for name, value in state.items() if not name.endswith("_scale")}
     for name, square in kind.items():
         if name + "_scale" in state:
-            told[name] = _like(moment_of(state, name, square, p.to_local()), p)
+            told[name] = like_parameter(moment_of(state, name, square, p.to_local()), p)
     return told
 
 
-def _like(piece: Tensor, p: DTensor) -> DTensor:
-    """This rank's piece as one of a tensor that is split as `p` is."""
+def like_parameter(piece: Tensor, p: Tensor) -> Tensor:
+    """This rank's piece as one of a tensor that is split as `p` is; as it is where `p` is whole."""
+    if not isinstance(p, DTensor):
+        return piece
     return DTensor.from_local(piece, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False)
 
 
@@ -100,7 +102,7 @@ def load_states(
             )
         if forms is None:
             whole = whole.to(dtype, copy=True)
-            loaded[name] = _like(whole, p) if isinstance(p, DTensor) else whole
+            loaded[name] = like_parameter(whole, p)
         else:
             q = quantise(whole, forms[at])
             loaded[name], loaded[name + "_scale"] = q.codes, q.scales

@@ -5,7 +5,7 @@
         progress.json                   step, and the ledger so far
         files.json                      size and sha256 of each file above; written last
 
-Optimizer tensors are stored as `optimizer.<parameter name>.<state name>`. Learning rates, betas and implementation
+Optimizer tensors are stored as `optimizer.<parameter name>.<state name>`, moments of 8 and 4 bits in fp32. Learning rates, betas and implementation
 flags are not stored: they follow from the plan.
 """
 
@@ -17,15 +17,18 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from thrifty.optim.stored import stored_scales, stored_states, take_states
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.units import show
 from thrifty.trainer.run_folder import finished_steps, write_atomically
@@ -36,14 +39,43 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer tensors by unsharded name; the tensors themselves, not copies."""
+    """Parameters and optimizer tensors by unsharded name; the tensors themselves, but for moments of 8 or 4 bits.
+
+    Those are in fp32; this rank's scales of them are under its number.
+    """
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     names = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter, values in optimizer.state.items():
+    for parameter, values in stored_states(optimizer):
         for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
+    scales = stored_scales(optimizer)
+    if scales is not None:
+        tensors[_scales_name()] = scales
     return tensors
+
+
+def take_over(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Moments of 8 and 4 bits from what `state` gave, filled since; all else is in place. Scales may be left out."""
+    values: dict[Tensor, dict[str, Tensor]] = {p: {} for p in model.parameters()}
+    names = dict(model.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, kind = key.removeprefix("optimizer.").rpartition(".")
+            values[names[name]][kind] = value
+    take_states(optimizer, values, tensors.get(_scales_name()))
+
+
+def without_foreign_scales(tensors: dict[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of `state` a checkpoint can fill: scales of another layout or width are of no use."""
+    name = _scales_name()
+    found = next((kept for key, kept in stored.items() if key == name or key.endswith(f".{name}")), None)  # an island's
+    fits = name in tensors and found is not None and found.shape == tensors[name].shape
+    return tensors if fits else {key: value for key, value in tensors.items() if key != name}
+
+
+def _scales_name() -> str:
+    return f"scales.{dist.get_rank() if dist.is_initialized() else 0}"
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:

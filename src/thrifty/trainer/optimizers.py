@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thrifty.optim import AdamW8bit, Adam8bit, Lamb, Lars, Lion8bit, Muon
+from thrifty.optim import Adam8bit, AdamW4bit, AdamW8bit, Lamb, Lars, Lion8bit, Muon
 from thrifty.optim.groups import ParamGroup, param_groups
 from thrifty.optim.together import Together
 from thrifty.spec.recipe import Optimizer
@@ -44,6 +44,8 @@ def _make(name: str, params: list[dict[str, Any]], asked: Optimizer, on_meta: bo
     match name:
         case "adamw" if bits == 8:
             return AdamW8bit(params, **adam)
+        case "adamw" if bits == 4:
+            return AdamW4bit(params, **adam)
         case "adamw":
             return torch.optim.AdamW(params, **adam, fused=not on_meta)
         case "adam" if bits == 8:

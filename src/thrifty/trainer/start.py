@@ -63,14 +63,15 @@ def restore(
         return None, 0
     step, progress = found
     checkpoint.allocate_state(built.optimizer)
-    tensors = checkpoint.state(built.model, built.optimizer)
+    stored = checkpoints.stored(step)
+    tensors = checkpoint.without_foreign_scales(checkpoint.state(built.model, built.optimizer), stored)
     if islands is None:
         checkpoints.load(step, tensors)
     else:
-        stored = checkpoints.stored(step)
         anew = islands.load(tensors, progress.get("islands", {}), stored, partial(checkpoints.load, step))
         if anew is not None:
             record.note(anew)
+    checkpoint.take_over(built.model, built.optimizer, tensors)
     if built.tied is not None:
         built.tied.follow()
     record.truncate(step)
