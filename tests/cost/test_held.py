@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.cost.held import held, local_size, stage_layers, states
+from thrifty.cost.optimizer import Kept
 from thrifty.cost.params import parameter_shapes, total_parameters
 from thrifty.spec import ModelShape
 from thrifty.spec.recipe import Layout
@@ -94,7 +95,7 @@ def test_states_are_those_of_the_sharded_module(world: Any, name: str, island: i
     )
     layout = Layout(island=island, shard=shard, tensor=tensor)
     piece = held(model, layout, "torchtitan")[0]
-    predicted = states(piece, "torchtitan", "bf16", 3, 32)
+    predicted = states(piece, "torchtitan", "bf16", 3, Kept())
     assert predicted.parameters == sum(part.nbytes for part in local.values())
     assert predicted.gradients == sum(p.grad.to_local().nbytes for p in module.parameters())
     assert predicted.optimizer == counted
@@ -183,13 +184,13 @@ def test_key_value_heads_fewer_than_tensor_ranks_are_repeated() -> None:
 def test_bytes_of_an_element(software: str, zero: int, bytes_of_one: float) -> None:
     model = shape(hidden=256, ffn=1024, vocab_size=1024)
     piece = held(model, Layout(shard=4), software)[0]
-    found = states(piece, software, "bf16", zero, 32)
+    found = states(piece, software, "bf16", zero, Kept())
     total = found.parameters + found.gradients + found.optimizer - 4 * piece.tensors
     assert total == pytest.approx(bytes_of_one * total_parameters(model), rel=1e-6)
 
 
 def test_low_bit_moments_carry_their_scales() -> None:
     piece = held(shape(), Layout(), "megatron")[0]
-    full, half, low = (states(piece, "torchtitan", "bf16", 3, bits).optimizer for bits in (32, 16, 8))
+    full, half, low = (states(piece, "torchtitan", "bf16", 3, Kept(state_bits=bits)).optimizer for bits in (32, 16, 8))
     assert full - half == 4 * piece.shard
     assert low - 4 * piece.tensors == pytest.approx(piece.shard * (2 + 2 * 4 / 256))

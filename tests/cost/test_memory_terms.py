@@ -13,6 +13,7 @@ from thrifty.cost import constants
 from thrifty.cost.activations import activation_bytes_per_token, block_activation_bytes_per_token
 from thrifty.cost.held import held, states
 from thrifty.cost.memory import memory, usable_bytes
+from thrifty.cost.optimizer import Kept
 from thrifty.cost.params import parameter_shapes, shard_rows
 from thrifty.cost.work import chunk_rows
 from thrifty.spec import ModelShape, Recipe
@@ -126,7 +127,7 @@ def test_the_trainer_s_own_layouts_are_counted_as_before() -> None:
     for shards in (1, 3, 8):
         used = memory(job(shape()), gpus(), recipe(shard=shards))
         piece = held(shape(), Layout(shard=shards), "thrifty")[0]
-        own = states(piece, "thrifty", "bf16", 3, 32)
+        own = states(piece, "thrifty", "bf16", 3, Kept())
         assert (used.parameters, used.gradients, used.optimizer) == (own.parameters, own.gradients, own.optimizer)
         assert used.reserved >= used.peak
 

@@ -58,11 +58,6 @@ LATENCY_OF_RANKS: Final = (0.25, 0.094)  # base, each rank up to 8
 ASYNC_TENSOR_EXPOSED: Final = 0.3
 STEERING_MESSAGES: Final = 2  # small all-reduces of a step: target count and stop flags, loss
 
-# --- the update ------------------------------------------------------------------------------------------------------
-# Bytes an element: AdamW reads four words of 4 bytes and writes three, clipping reads two and writes one; of these 16
-# are moments read and written, which smaller states make smaller. Keys are bits of each moment.
-UPDATE_BYTES: Final = {32: 40.0, 16: 32.0, 8: 28.0, 4: 26.0}
-
 # --- around the steps ------------------------------------------------------------------------------------------------
 STEP_HOST_SECONDS: Final = {"cpu": 2e-4, "gpu": 2e-3, "tpu": 2e-3}  # the loop itself: batch, logging, schedule
 STARTUP_SECONDS: Final = {"cpu": 6.0, "gpu": 60.0, "tpu": 120.0}  # imports, process groups, first kernels, data open

@@ -17,11 +17,13 @@ src/nanotron/optim/gradient_accumulator.py. DeepSpeed docs, memory requirements 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
+from thrifty.cost.optimizer import Kept, Piece, state_bytes
 from thrifty.cost.params import Named, block_shapes, parameter_shapes
 from thrifty.spec.job import ModelShape
 from thrifty.spec.recipe import Layout
@@ -54,6 +56,7 @@ class Held:
         head: the matrix that makes logits, whole; 0 where it is not here.
         matrices: elements of one block's matrices, of all its experts' one.
         tensors: number of parameter tensors.
+        pieces: of this project's trainer, what the rank keeps of each tensor; empty for the others.
     """
 
     layers: tuple[int, ...]
@@ -67,6 +70,7 @@ class Held:
     head: int
     matrices: int
     tensors: int
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +108,28 @@ def held(
     return _held(shape, stages, layout.tensor, layout.expert, ranks, max(1, ranks // layout.expert), software, at)
 
 
-def states(piece: Held, software: str, precision: str, zero: int, state_bits: int) -> States:
+def states(piece: Held, software: str, precision: str, zero: int, kept: Kept) -> States:
     """Bytes of parameters, gradients and optimizer states of one rank.
 
     Args:
         zero: 1 divides the optimizer states, 2 also gradients, 3 also parameters, 0 nothing.
-        state_bits: of each of the two moments.
+        kept: what decides the size of the optimizer's state; other software than this project's trainer is priced with
+            the two moments of Adam.
     """
+    state_bits = kept.state_bits
     moments = 2 * (state_bits / 8 + (SCALE_BYTES if state_bits < 16 else 0))
     parameter, gradient, beside = 4.0, 4.0, 0.0
     if software not in FSDP and precision != "fp32":
         # DeepSpeed below zero 3 keeps 16-bit gradients whole, and adds them up in an fp32 shard.
         parameter, gradient, beside = (2.0, 2.0, 8.0) if software == "deepspeed" and zero < 3 else (2.0, 4.0, 4.0)
     whole_gradients = zero < (3 if software == "deepspeed" else 2)
+    optimizer = (beside + moments) * (piece.shard if zero else piece.whole) + 4.0 * piece.tensors
+    if software == "thrifty":
+        optimizer = float(state_bytes(kept, piece.pieces))
     return States(
         parameters=parameter * (piece.shard + piece.copied if zero == 3 else piece.whole),
         gradients=gradient * (piece.whole if whole_gradients else piece.shard),
-        optimizer=(beside + moments) * (piece.shard if zero else piece.whole) + 4.0 * piece.tensors,
+        optimizer=optimizer,
     )
 
 
@@ -237,6 +246,7 @@ def _held(
                 head=heads[0] if heads and is_last else 0,
                 matrices=max((b.matrices for b in blocks), default=0),
                 tensors=sum(b.tensors for b in blocks) + len(root) - (len(copies) if copied else 0),
+                pieces=_pieces(shape, layers, root[: len(root) - (len(copies) if copied else 0)], *spread),
             )
         )
     return tuple(found)
@@ -311,9 +321,33 @@ def _measure(
     name, size = item
     local = local_size(name, size, shape, tensor, expert, at[0])
     whole = math.prod(local)
-    sharing = expert_ranks if name.startswith("experts") else ranks
     if software not in _BY_TENSOR:
-        return whole, math.ceil(whole / sharing)
+        return whole, math.ceil(whole / (expert_ranks if name.startswith("experts") else ranks))
+    return whole, math.prod(_kept_shape(name, local, ranks, expert_ranks, at[1]))
+
+
+def _kept_shape(name: str, local: tuple[int, ...], ranks: int, expert_ranks: int, at: int) -> tuple[int, ...]:
+    """Of a tensor that is split along its first dimension, the part of one of the ranks that share it."""
+    sharing = expert_ranks if name.startswith("experts") else ranks
     # Experts that are fewer than the ranks that share them are split along their rows.
     by = 1 if name.startswith("experts") and local[0] < sharing and len(local) > 2 else 0
-    return whole, whole // max(1, local[by]) * part_of(local[by], sharing, at[1])
+    return (*local[:by], part_of(local[by], sharing, at), *local[by + 1 :])
+
+
+def _pieces(
+    shape: ModelShape, layers: Sequence[int], root: Sequence[Named], tensor: int, expert: int, ranks: int,
+    expert_ranks: int, software: str, at: tuple[int, int],
+) -> tuple[Piece, ...]:  # fmt: skip
+    """What this project's trainer keeps of each tensor on one rank, those of a shape together."""
+    found: Counter[tuple[bool, tuple[int, ...]]] = Counter()
+    if software != "thrifty":
+        return ()
+    dense = sum(layer in _dense(shape) for layer in layers)
+    for inside, number, named in (
+        (True, dense, block_shapes(shape, 0)), (True, len(layers) - dense, block_shapes(shape, shape.layers - 1)),
+        (False, 1, root),
+    ):  # fmt: skip
+        for name, size in named if number else ():
+            local = local_size(name, size, shape, tensor, expert, at[0])
+            found[inside, _kept_shape(name, local, ranks, expert_ranks, at[1])] += number
+    return tuple((inside, size, number) for (inside, size), number in found.items())

@@ -28,7 +28,8 @@ from thrifty.cost.activations import (
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.crossing import state_bytes
 from thrifty.cost.habits import HABITS, Habits
-from thrifty.cost.held import FSDP, Held, States, held, states
+from thrifty.cost.held import FSDP, Held, States, held, sharing_ranks, states
+from thrifty.cost.optimizer import Kept, kept_of, working_bytes
 from thrifty.cost.stages import own_runs
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
@@ -91,7 +92,7 @@ def states_of(job: Job, cluster: Cluster, recipe: Recipe, stage: int, at: tuple[
         at: its number among the tensor ranks, and among those that share (`held.held`).
     """
     piece = held(job.model, recipe.layout, recipe.software, own_runs(job, cluster, recipe), at)[stage]
-    return states(piece, recipe.software, recipe.precision, recipe.layout.zero, recipe.optimizer.state_bits)
+    return states(piece, recipe.software, recipe.precision, recipe.layout.zero, kept_of(recipe.optimizer))
 
 
 class _Asked(NamedTuple):
@@ -106,7 +107,7 @@ class _Asked(NamedTuple):
     precision: Literal["fp32", "bf16", "fp8", "nvfp4"]
     recompute: str
     compiled: bool
-    state_bits: int
+    kept: Kept
     exchange: Literal["fp32", "bf16"]
     runs: tuple[range, ...] | None
     runtime: float
@@ -118,7 +119,7 @@ def _asked(job: Job, cluster: Cluster, recipe: Recipe) -> _Asked:
     runtime = chip.runtime_memory.value
     return _Asked(
         job.model, job.sequence_length, recipe.batch.micro_sequences, recipe.accumulation, recipe.layout,
-        recipe.software, recipe.precision, recipe.recompute, recipe.compile, recipe.optimizer.state_bits,
+        recipe.software, recipe.precision, recipe.recompute, recipe.compile, kept_of(recipe.optimizer),
         recipe.exchange.dtype, own_runs(job, cluster, recipe), runtime, chip.memory.value - runtime,
     )  # fmt: skip
 
@@ -168,7 +169,7 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
     """Memory of one stage of other software, or of a layout that this trainer does not run yet."""
     shape, layout, precision = asked.shape, asked.layout, asked.precision
     e = ELEMENT_BYTES[precision]
-    fixed = states(piece, asked.software, precision, layout.zero, asked.state_bits)
+    fixed = states(piece, asked.software, precision, layout.zero, asked.kept)
     stream = layout.tensor if layout.sequence_parallel else 1
     ours = asked.software == "thrifty"
     split = Split(layout.tensor, stream, 1 if ours else layout.context)  # ours keeps what one rank would
@@ -195,6 +196,7 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
         logits = at_loss = tokens * vocab * _logit_bytes(how, layout.tensor, asked.compiled)
     moved = _buffers(asked, piece, fixed, how, e)
     crossing = tokens * e * shape.hidden * _crossing(layout, stage, asked.microbatches, how, stream)
+    update = working_bytes(asked.kept, piece.pieces, sharing_ranks(layout, asked.software))
     at_head = 0.0
     if is_last and asked.software != "thrifty":
         at_head = moved.head + tokens * e * (vocab + 2 * shape.hidden / (1 if how.gathered else stream))
@@ -206,7 +208,7 @@ def _stage(asked: _Asked, piece: Held, stage: int, how: Habits) -> Memory:
             moved.steady + kept + ending + max(at_loss, at_head),
             moved.steady + moved.block + kept + ending + again + working,
             moved.end,
-            fixed.gradients + moved.step,
+            fixed.gradients + moved.step + update,
         )
         + how.fixed_bytes
     )
@@ -326,10 +328,13 @@ def _own(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
     in_block = kept + (0 if recipe.recompute == "none" else inside) + working
     logits = logits_bytes(-(-job.model.vocab_size // layout.tensor), tokens, element, is_cpu)
     fixed = 4.0 * piece.shard
-    optimizer = states(piece, "thrifty", recipe.precision, 3, recipe.optimizer.state_bits).optimizer
+    optimizer = states(piece, "thrifty", recipe.precision, 3, kept_of(recipe.optimizer)).optimizer
     moments = _moments(piece, recipe, element)
     before = fixed if recipe.accumulation > 1 else 0.0  # gradients of the earlier microbatches
-    most = max(before + kept + logits + moments.loss, before + in_block + moments.block, fixed + moments.end)
+    update = working_bytes(kept_of(recipe.optimizer), piece.pieces, sharing_ranks(layout, "thrifty"))
+    most = max(
+        before + kept + logits + moments.loss, before + in_block + moments.block, fixed + moments.end, fixed + update
+    )
     runtime = cluster.accelerator.runtime_memory.value
     allocated = fixed + optimizer + most
     keeps = 1.0 if is_cpu else HABITS["thrifty"].allocator[recipe.compile]

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.cost import constants
+from thrifty.cost import constants, muon
 from thrifty.cost.adaptive import UNIT_SECONDS, coding_seconds
 from thrifty.cost.compute import ELEMENT_BYTES, NOTHING, Parts, Rank, rank_of, unit_seconds
 from thrifty.cost.crossing import by_block
-from thrifty.cost.held import sharing_ranks
+from thrifty.cost.held import held, sharing_ranks
+from thrifty.cost.optimizer import update_bytes
 from thrifty.cost.params import Counts, counts
 from thrifty.cost.pipeline import bubble_seconds, idle_seconds, least_idle_seconds, part_seconds
 from thrifty.cost.share import Unit, units
@@ -63,7 +64,8 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
     layout, times = recipe.layout, recipe.accumulation
     rank = rank_of(cluster, recipe)
     stage = _stage(job, recipe, rank)
-    sent = collectives(job, cluster, recipe)
+    everything = collectives(job, cluster, recipe)
+    sent = tuple(one for one in everything if one.unit != "muon")
     found = units(job.model, layout, recipe.software, own_runs(job, cluster, recipe))
     around = _parameter_handling(job, recipe, rank, found)
     computed = Parts(*(times * (f + b) for f, b in zip(stage.forward, stage.backward, strict=True)))
@@ -97,12 +99,15 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
         exposed += number * UNIT_SECONDS
     exposed += sum(one.seconds * one.count for one in sent if one.axis == "pipeline" and one.phase == "step")
 
-    held = sum(unit.elements * unit.number for unit in found)
-    owned = sum(unit.shard * unit.number for unit in found) if layout.zero else held
+    owned = sum((unit.shard if layout.zero else unit.elements) * unit.number for unit in found)
     sharded = constants.SHARDED_UPDATE_SECONDS if rank.kind == "cpu" and recipe.ranks_together > 1 else 0.0
     tensors = counts(job.model, sharing_ranks(layout, recipe.software)).tensors / layout.pipeline
-    updates = constants.UPDATE_BYTES[recipe.optimizer.state_bits] * owned
+    blocks = sum(unit.shard * unit.number for unit in found if unit.name == "block") / owned
+    updates = update_bytes(recipe.optimizer, rank.kind, blocks) * owned
     optimizer = rank.profile.update * (updates / rank.bandwidth + tensors * (2 * rank.op_seconds + sharded))
+    if recipe.optimizer.name == "muon":
+        optimizer += _orthogonal_seconds(job, cluster, recipe)
+        exposed += sum(one.seconds * one.count for one in everything if one.unit == "muon")
     host = constants.STEP_HOST_SECONDS[rank.kind] + rank.profile.step_seconds
     limits = {
         "matrix products": computed.products,
@@ -128,6 +133,17 @@ def step_seconds(job: Job, cluster: Cluster, recipe: Recipe, *, at_least: bool =
         bubble=bubble,
         limits=limits,
     )
+
+
+def _orthogonal_seconds(job: Job, cluster: Cluster, recipe: Recipe) -> float:
+    """Muon's products on the busiest rank, in bfloat16 where the accelerator has a rate for it."""
+    if "bf16" in cluster.accelerator.peak_flops:
+        recipe = recipe.model_copy(update={"precision": "bf16"})
+    layout = recipe.layout
+    pieces = held(job.model, layout, recipe.software, own_runs(job, cluster, recipe))
+    matrices = muon.matrices_of(job.model, max(pieces, key=lambda piece: len(piece.layers)))
+    ranks = sharing_ranks(layout, recipe.software) if layout.tensor == 1 else 1
+    return muon.seconds(matrices, ranks, rank_of(cluster, recipe))
 
 
 def _bubble(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from thrifty.cost import constants
+from thrifty.cost import constants, muon
 from thrifty.cost.compute import ELEMENT_BYTES
 from thrifty.cost.crossing import Unit, exchanged, exchanges
 from thrifty.cost.exchange import messages
@@ -42,6 +42,7 @@ class Collective(NamedTuple):
 
     Attributes:
         unit: what is moved: `block`, `root` (embedding, last norm, head), `norm` (of the gradients, for clipping),
+            `muon` (momenta and what they become),
             `whole` (gradients of what every tensor rank holds whole), `tied` (the gradient of an embedding that two
             stages hold), or the activations of an axis: `stream` (the residual stream), `loss`, `experts`, `keys`
             (with values), `sums` (of gradients of keys and values), `stage`.
@@ -166,9 +167,37 @@ def collectives(
     moved = _activations(job.model, share, job.sequence_length, recipe.batch.micro_sequences, *way, *asked)
     apart = recipe.exchange.between_islands
     inside = _data_parallel(share, sharing_ranks(recipe.layout, recipe.software), recipe.exchange.dtype, apart, *asked)
+    if recipe.optimizer.name == "muon":
+        inside = *inside, *_orthogonal(job.model, recipe, runs, place, dict(rings), shares[:2])
     if recipe.layout.island == 1 or not apart:
         return *inside, *moved
     return *inside, *_between_islands(job.model, recipe, share, runs, place, dict(rings)["island"], shares[:2]), *moved
+
+
+def _orthogonal(
+    shape: ModelShape, recipe: Recipe, runs: tuple[range, ...] | None, place: Mapping[str, int] | None,
+    ring: dict[Axis, Hop], shares: tuple[float, float],
+) -> tuple[Collective, ...]:  # fmt: skip
+    """What Muon sends to make matrices orthogonal: as `cost.muon` says."""
+    layout, n = recipe.layout, sharing_ranks(recipe.layout, recipe.software)
+    pieces = held(shape, layout, recipe.software, runs)
+    piece = max(pieces, key=lambda stage: stage.shard) if place is None else pieces[place["pipeline"]]
+    if layout.tensor > 1:
+        values = float(muon.ELEMENT * muon.gathered_values(shape, layout, piece))
+        groups: list[tuple[Axis, int, float]] = [("shard", n, values / n), ("tensor", layout.tensor, values)]
+        return tuple(
+            collective("all_gather", "muon", "step", axis, size, 1, ring[axis], group, shares)
+            for axis, group, size in groups if group > 1
+        )  # fmt: skip
+    if n == 1:
+        return ()
+    hop_, at = ring["shard"], 0 if place is None else place["shard"] * layout.context + place["context"]
+    bandwidth = hop_.bandwidth * shares[hop_.link != "intra_node"]
+    return tuple(
+        Collective("all_to_all", "muon", "step", "shard", n, handed, sent, 1, hop_.link, hop_.latency,
+                   hop_.latency + sent / bandwidth)
+        for handed, sent in muon.messages(muon.matrices_of(shape, piece), n, at)
+    )  # fmt: skip
 
 
 def _between_islands(
