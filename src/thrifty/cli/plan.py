@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from thrifty.spec import Cluster, Job
     from thrifty.spec.load import Settings
 
-_LEVERS = ("lowbit", "optimizer8bit", "compression", "localsteps")  # planner.space.OPTIONAL, which is slow to import
+# planner.space.OPTIONAL, which is slow to import
+_LEVERS = ("lowbit", "optimizer", "optimizer8bit", "compression", "localsteps")
 
 
 def command(

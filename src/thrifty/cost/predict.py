@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from thrifty.catalog.gains import fewer_tokens
 from thrifty.cost import constants, energy, flops
 from thrifty.cost.compute import rank_of
 from thrifty.cost.memory import Memory, interval
@@ -32,7 +33,7 @@ _PART_SOURCES = {
 _MEMORY_SOURCES = {
     "parameters": "what the fullest rank holds of its stage",
     "gradients": "what the fullest rank holds of its stage",
-    "optimizer": "AdamW: two moments, fp32 masters of 16-bit parameters, 4 bytes a tensor",
+    "optimizer": "moments of the optimizer, fp32 masters of 16-bit parameters, 4 bytes a tensor",
     "activations": "tensors kept for the backward pass, x microbatches in flight",
     "logits": "all copies at the loss; this trainer: of one chunk",
     "communication": "gathered parameters, gradients on their way, buffers",
@@ -76,8 +77,13 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
         energy=time(joules, "J", "idle + (TDP - idle) x utilisation + host, x PUE, every device"),
         usd=time(run.usd, "usd", "devices x hours x price"),
         co2=time(energy.co2_grams(cluster, joules), "g", "energy x grid intensity"),
-        loss=loss_law.predicted_loss(job, total_parameters(job.model), tokens),
+        loss=loss_law.predicted_loss(job, total_parameters(job.model), worth_tokens(job, recipe, tokens)),
     )
+
+
+def worth_tokens(job: Job, recipe: Recipe, tokens: float) -> float:
+    """Tokens with which tuned AdamW, for which loss laws hold, reaches the loss of the recipe's optimizer."""
+    return tokens * fewer_tokens(recipe.optimizer.name, total_parameters(job.model)).value
 
 
 def _proportional(how: Profile) -> Callable[[float, str, str], Figure]:

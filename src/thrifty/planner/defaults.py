@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from thrifty.catalog.gains import fewer_tokens
 from thrifty.cost.flops import model_flops_per_token
 from thrifty.cost.params import counts, total_parameters
 from thrifty.cost.run import Run, checkpoint_seconds, evaluation_seconds
@@ -151,16 +152,19 @@ def _round_up(value: float) -> int:
 # ---- the rules in order
 
 
-def with_tokens(job: Job, said: list[str]) -> Job:
-    """The job with tokens filled in where only a target loss says how long to train."""
+def with_tokens(job: Job, said: list[str], optimizer: str = "adamw") -> Job:
+    """The job with tokens filled in where only a target loss says how long to train; fewer where the optimizer needs
+    fewer."""
     parameters = total_parameters(job.model)
     if job.tokens is None and job.steps is None and job.target_loss is not None:
         why_not = loss_law.why_not(job, parameters)
         if why_not:
             hint = "say tokens or steps as well; training still stops early at the target"
             raise ThriftyError(f"target_loss alone cannot be planned: {why_not}", where="job.target_loss", hint=hint)
-        tokens = math.ceil(loss_law.tokens_for_loss(parameters, job.target_loss))
-        said.append(f"tokens {units.show(tokens, 'token')}: the loss law reaches {job.target_loss:g} there")
+        factor = fewer_tokens(optimizer, parameters).value
+        tokens = math.ceil(loss_law.tokens_for_loss(parameters, job.target_loss) / factor)
+        fewer = f", {factor:.3g} times sooner with {optimizer}" if factor != 1 else ""
+        said.append(f"tokens {units.show(tokens, 'token')}: the loss law reaches {job.target_loss:g} there{fewer}")
         return job.model_copy(update={"tokens": tokens})
     if job.tokens is not None and not loss_law.why_not(job, parameters):
         optimal = loss_law.compute_optimal_tokens(parameters)

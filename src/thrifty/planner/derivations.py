@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from thrifty.cost import constants, flops
 from thrifty.cost.energy import JOULES_PER_KWH
 from thrifty.cost.params import total_parameters
+from thrifty.cost.predict import worth_tokens
 from thrifty.cost.run import checkpoint_seconds, checkpoints, evaluation_batches, evaluation_seconds
 from thrifty.cost.traffic import Collective, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
@@ -310,10 +311,13 @@ def _loss(made: Made) -> Derivation:
     if loss is not None and not loss.source.startswith(law.source):
         return Derivation("law", (Number("law", loss.value, "nat/token", loss.provenance, loss.source),))
     c, total, tokens = law.of(None), total_parameters(job.model), made.plan.predicted.tokens.value
+    tokens = worth_tokens(job, made.plan.recipe, tokens)
     size, data = loss_law.worth(law, total, tokens, job.data.unique_tokens)
     constants = {"E": c.E, "A": c.A, "B": c.B, "alpha": law.alpha, "beta": law.beta}
     fitted = [Number(name, value, "1", "published", law.source) for name, value in constants.items()]
     repeated = "job.model" if data == tokens else repetition.SOURCE
+    name = made.plan.recipe.optimizer.name
+    repeated += f"; tokens of adamw that {name}'s are worth" if name != "adamw" else ""
     counts = (made.given("parameters", size, repeated), made.given("tokens", data, repeated))
     return Derivation("E + A / parameters ** alpha + B / tokens ** beta", (*fitted, *counts))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from thrifty.cost.params import total_parameters
+from thrifty.cost.predict import worth_tokens
 from thrifty.laws import critical_batch, repetition
 from thrifty.laws import loss as loss_law
 from thrifty.laws.law import LossLaw
@@ -37,7 +38,8 @@ def job_for_target(job: Job, target: float, by: LossLaw = loss_law.PUBLISHED) ->
 def with_law(plan: Plan, by: LossLaw = loss_law.PUBLISHED) -> Plan:
     """The plan with the loss that a law expects of it, and what the law says of its data and batch as reasons."""
     tokens, total = plan.predicted.tokens.value, total_parameters(plan.job.model)
-    expected = loss_law.predicted_loss(plan.job, total, tokens, by, plan.predicted.steps.value)
+    worth = worth_tokens(plan.job, plan.recipe, tokens)
+    expected = loss_law.predicted_loss(plan.job, total, worth, by, plan.predicted.steps.value)
     bill = plan.predicted.model_copy(update={"loss": expected})
     return plan.model_copy(update={"predicted": bill, "reasons": (*plan.reasons, *law_reasons(plan, by))})
 

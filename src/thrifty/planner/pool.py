@@ -100,7 +100,9 @@ class _Row:
 def _apart(cluster: Cluster, setting: Levers) -> tuple[object, ...]:
     """Ways that are not cut for being slower than one another: what was measured here may turn their order round."""
     measured = cluster.profile is not None and cluster.profile.levers
-    return (setting.compile, setting.precision) if measured else (setting.compile,)
+    # An optimizer that takes longer for a step may need fewer of them.
+    apart = (setting.compile, setting.optimizer.name)
+    return (*apart, setting.precision) if measured else apart
 
 
 def fill(

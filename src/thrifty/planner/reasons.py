@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from thrifty.cost.adaptive import steps_factor
+from thrifty.catalog.gains import fewer_tokens
 from thrifty.cost.memory import Memory, memory, usable_bytes
+from thrifty.cost.params import total_parameters
 from thrifty.cost.run import estimate
 from thrifty.planner import other_software, space
 from thrifty.planner.measured import measured_saving, told_measured
 from thrifty.planner.pool import TOO_SLOW, Pool, price
-from thrifty.planner.space import CODECS, LOCAL_STEPS, Candidate, Tree, at
+from thrifty.planner.space import CODECS, LOCAL_STEPS, OPTIMIZERS, Candidate, Tree, at
 from thrifty.spec import legal, units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError
@@ -23,6 +25,7 @@ from thrifty.spec.software import RUNS
 # Levers that must earn their place, each from the plainest value up.
 LADDERS: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16", "fp8", "nvfp4"),
+    "optimizer.name": OPTIMIZERS,
     "optimizer.state_bits": (32, 16, 8, 4),
     "exchange.codec": CODECS,
     "exchange.local_steps": (1, *LOCAL_STEPS),
@@ -58,9 +61,15 @@ def saved(job: Job, cluster: Cluster, key: str, on: Candidate, off: Candidate) -
         # Half the bytes are had without a codec: 16-bit gradients are what it has to beat.
         halved = _put(off.recipe, "exchange.dtype", "bf16")
         plain = min(plain, estimate(job, cluster, halved, off.run.memory).step.total)
-    # What a codec loses costs more steps.
+    # What a codec loses costs more steps, what an optimizer gains saves some.
     more = steps_factor(on.recipe.exchange.codec) / steps_factor(off.recipe.exchange.codec)
-    return 1 - more * on.run.step.total / plain
+    fewer = tokens_factor(job, on.recipe) / tokens_factor(job, off.recipe)
+    return 1 - more / fewer * on.run.step.total / plain
+
+
+def tokens_factor(job: Job, recipe: Recipe) -> float:
+    """Tokens that tuned AdamW would take to the loss that a recipe's optimizer reaches, over its own."""
+    return fewer_tokens(recipe.optimizer.name, total_parameters(job.model)).value
 
 
 def levers(
@@ -84,6 +93,8 @@ def levers(
         said.append(_exchange(job, cluster, best))
     said += [_between_islands(name, ask) for name in ("compression", "localsteps") if name in opened
              and best.recipe.layout.island > 1 and at(given, space.OPTIONAL[name][0]) is None]  # fmt: skip
+    if at(given, "optimizer.name") is None:
+        said += _optimizer(ask, opened)
     return said + _closed(ask, opened)
 
 
@@ -240,6 +251,39 @@ def _exchange(job: Job, cluster: Cluster, best: Candidate) -> str:
     return f"exchange fp32: bf16 would save {max(0.0, gain):.1%} and round gradients; --set recipe.exchange.dtype=bf16"
 
 
+def _optimizer(ask: _Beside, opened: Sequence[str]) -> list[str]:
+    """What another optimizer saves or would save on the way to the same loss, and why: tokens, time of a step, memory.
+
+    Closed, it is told only where it would save what a lever must.
+    """
+    recipe, key = ask.best.recipe, space.OPTIONAL["optimizer"][0]
+    chosen, names = recipe.optimizer.name, space.beyond_plain("optimizer", ask.cluster, recipe.software)
+
+    def alike(one: Recipe) -> bool:
+        return (one.compile, one.precision) == (recipe.compile, recipe.precision)
+
+    beside = [ask.cheapest(key, name, alike) for name in (OPTIMIZERS[0], *names) if name != chosen]
+    others = [one for one in beside if one is not None]
+    is_open = "optimizer" in opened
+    if not others:
+        return [f"optimizer {chosen}: {OPTIMIZERS[0]} {ask.too_large(key, OPTIMIZERS[0])}"] if is_open and names else []
+    other = max(others, key=lambda c: saved(ask.job, ask.cluster, key, c, ask.best))
+    plain, new = (other, ask.best) if chosen in names else (ask.best, other)
+    gain, least = saved(ask.job, ask.cluster, key, new, plain), threshold(key, ask.cluster)
+    factor = fewer_tokens(new.recipe.optimizer.name, total_parameters(ask.job.model))
+    longer = new.run.step.total / plain.run.step.total - 1
+    held = new.run.memory.optimizer - plain.run.memory.optimizer
+    size = f"{units.show(abs(held), 'byte')} {'less' if held < 0 else 'more'} state"
+    name = new.recipe.optimizer.name
+    because = f"{factor.value:.3g} times fewer tokens ({factor.provenance}), steps {longer:+.1%}, {size}"
+    if new is ask.best:
+        return [f"optimizer {name}: the same loss for {gain:.1%} less than {plain.recipe.optimizer.name}: {because}"]
+    if is_open:
+        return [f"optimizer {chosen}: {name} would save {gain:.1%}, under the {least:.0%} that it must: {because}"]
+    told = f"optimizer {chosen}: opened to --levers optimizer, {name} would reach the same loss for {gain:.1%} less"
+    return [f"{told}: {because}"] if gain > least else []
+
+
 def _between_islands(name: str, ask: _Beside) -> str:
     """What the chosen exchange between islands saves, or why it stays plain."""
     key, recipe = space.OPTIONAL[name][0], ask.best.recipe
@@ -268,7 +312,7 @@ def _closed(ask: _Beside, opened: Sequence[str]) -> list[str]:
     for name, (key, _) in space.OPTIONAL.items():
         offers = space.beyond_plain(name, ask.cluster, recipe.software)
         alone = name in ("compression", "localsteps") and recipe.layout.island == 1
-        if name in opened or alone or not offers or at(ask.given, key) is not None:
+        if name in opened or name == "optimizer" or alone or not offers or at(ask.given, key) is not None:
             continue
         others = [c for value in offers if (c := ask.cheapest(key, value)) is not None]
         if others:

@@ -125,8 +125,8 @@ def _search(
     job: Job, cluster: Cluster, settings: Settings, aim: Aim, levers: Sequence[str], kept: tuple[str, ...]
 ) -> tuple[Search, Candidate]:
     """The plan for one software, and the candidate that it was made of."""
-    given, said = settings.tree, list[str]()
-    job = defaults.with_tokens(job, said)
+    given, said, wanted = settings.tree, list[str](), job
+    job = defaults.with_tokens(job, said, at(given, "optimizer.name") or "adamw")
     space.layouts(job, cluster, given)  # a layout that the devices cannot have is told before the batch it would need
     base = defaults.complete(job, cluster, settings, said)
     found = pool.fill(job, cluster, base, given, levers)
@@ -141,6 +141,10 @@ def _search(
             return None
 
     best, chosen, bill, intervals = _within(job, cluster, found, given, aim, elsewhere)
+    if wanted.tokens is None and wanted.steps is None and chosen.optimizer.name != base.optimizer.name:
+        # The target is reached in other tokens, for which everything is chosen once more.
+        settings = settings.put("optimizer.name", chosen.optimizer.name, "--levers optimizer")
+        return _search(wanted, cluster, settings, aim, [name for name in levers if name != "optimizer"], kept)
     idle = cluster.devices - best.recipe.layout.ranks * cluster.devices_per_rank(best.recipe.layout.ranks)
     if idle > 0:
         said.append(f"{idle} of {cluster.devices} devices have nothing to do, and are paid for")

@@ -22,7 +22,7 @@ from thrifty.spec import legal
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.job import Job
-from thrifty.spec.recipe import Exchange, Layout, Optimizer, Recipe
+from thrifty.spec.recipe import STATE_BITS, Exchange, Layout, Optimizer, Recipe
 from thrifty.spec.software import RUNS, Runs
 
 Tree = dict[str, Any]
@@ -36,11 +36,14 @@ CROSSES = "tensor would cross nodes"
 # loss is not priced.
 OPTIONAL = {
     "lowbit": ("precision", "matrix products in fp8 or nvfp4"),
+    "optimizer": ("optimizer.name", "another optimizer than AdamW"),
     "optimizer8bit": ("optimizer.state_bits", "optimizer states in 16 or 8 bits"),
     "compression": ("exchange.codec", "gradients compressed between islands"),
     "localsteps": ("exchange.local_steps", "islands that exchange only every so many steps"),
 }
 LOCAL_STEPS = (10, 100)
+# Those that run at AdamW's learning rate and that a fair comparison gives an advantage (catalog/optimizers.yaml).
+OPTIMIZERS = ("adamw", "muon")
 CODECS = tuple(dict.fromkeys(codec for runs in RUNS.values() for codec in runs.codecs))  # plainest first
 
 
@@ -331,12 +334,14 @@ def levers(base: Recipe, cluster: Cluster, given: Tree, opened: Collection[str] 
         Levers(
             precision,
             on,
-            base.optimizer if bits is None else base.optimizer.model_copy(update={"state_bits": bits}),
+            base.optimizer.model_copy(update={"name": name, "state_bits": bits}),
             base.exchange.model_copy(update={"codec": sent or base.exchange.codec, "local_steps": steps}),
         )
         for precision in precisions(cluster, given) + more.get("precision", [])
         for on in compiled
-        for bits in [None, *more.get("optimizer.state_bits", [])]
+        for name in [base.optimizer.name, *more.get("optimizer.name", [])]
+        for bits in [base.optimizer.state_bits, *more.get("optimizer.state_bits", [])]
+        if bits in STATE_BITS.get(name, (32,))
         for sent in [None, *more.get("exchange.codec", [])]
         for steps in [base.exchange.local_steps, *more.get("exchange.local_steps", [])]
     ]
@@ -347,6 +352,8 @@ def beyond_plain(lever: str, cluster: Cluster, software: str) -> list[Any]:
     runs, rates = RUNS[software], cluster.accelerator.peak_flops
     if lever == "lowbit":
         return [name for name in ("fp8", "nvfp4") if name in runs.precisions and PEAK_NAME[name] in rates]
+    if lever == "optimizer":
+        return [name for name in OPTIMIZERS if name in runs.optimizers and name != "adamw"]
     if lever == "optimizer8bit":
         return [bits for bits in runs.state_bits if bits < 32]
     if lever == "compression":

@@ -240,6 +240,10 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
                 hint = f"use {name}: {str(off).lower()}, or schedule: 1f1b"
                 kind = f"{name} in a schedule with a backward pass in two"
                 yield Illegal(f"recipe.{name}", f"{what} allow", hint, kind)
+    if optimizer.name not in runs.optimizers:
+        yield _not_run(runs, "optimizer.name", "optimizer", optimizer.name, runs.optimizers)
+    if optimizer.stable and recipe.software != "thrifty":
+        yield _not_run(runs, "optimizer.stable", "optimizer.stable", True, (False,))
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
     if exchange.codec not in runs.codecs and not runs.any_codec:

@@ -14,6 +14,8 @@ class Runs:
         axes: of the layout, that may exceed 1; with `island`, islands shard by themselves.
         zero: what its shard axis can divide (`Layout.zero`); `zero_in_pipelines` the same beside pipeline stages.
         tensor_overlap: tensor-parallel traffic hidden behind products; `overlap_needs_compile` in compiled blocks only.
+        optimizers: that are written in its configuration, and whose memory and time are known in it; `state_bits` the
+            widths of their moments.
         codecs: between islands, that plans may propose; none = not compressed. `any_codec`: others too, if asked for.
         local_steps: islands that exchange only every so many steps.
         kinds, experts, latent: shapes of models.
@@ -29,6 +31,7 @@ class Runs:
     precisions: tuple[str, ...] = ("fp32", "bf16")
     recompute: tuple[str, ...] = ("none", "full")
     compile: bool = False
+    optimizers: tuple[str, ...] = ("adamw",)
     state_bits: tuple[int, ...] = (32,)
     codecs: tuple[str | None, ...] = (None,)
     any_codec: bool = False
@@ -48,6 +51,7 @@ RUNS = {
         schedules=("gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"),
         recompute=("none", "selective", "full"),
         compile=True,
+        optimizers=("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "lion", "lamb", "lars", "muon"),
         state_bits=(32, 16, 8, 4),
         codecs=(None, "int8", "int4", "means2"),
         any_codec=True,

@@ -74,6 +74,17 @@ def only_decoders(software: str, plan: Plan) -> None:
         refuse(software, "job.model.kind", what, "use the launchers' output as a frame for that program")
 
 
+def only_adamw(software: str, plan: Plan) -> None:
+    """Refuses optimizers that this version does not write in a configuration."""
+    optimizer = plan.recipe.optimizer
+    if optimizer.name != "adamw":
+        what = f"is written with adamw, not {optimizer.name}"
+        refuse(software, "recipe.optimizer.name", what, "plan again with --set recipe.optimizer.name=adamw")
+    if optimizer.stable:
+        what = "has no AdamW that clips each tensor's update (stable)"
+        refuse(software, "recipe.optimizer.stable", what, "plan again with --set recipe.optimizer.stable=false")
+
+
 def no_compressed_exchange(software: str, plan: Plan) -> None:
     """Refuses the two levers that none of the other trainers has."""
     exchange = plan.recipe.exchange

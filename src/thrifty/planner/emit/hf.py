@@ -16,6 +16,7 @@ from thrifty.planner.emit.common import (
     data_kind,
     from_environment,
     no_compressed_exchange,
+    only_adamw,
     number,
     only_decoders,
     refuse,
@@ -37,6 +38,7 @@ def require(software: str, plan: Plan) -> None:
     """
     only_decoders(software, plan)
     no_compressed_exchange(software, plan)
+    only_adamw(software, plan)
     shape, layout, recipe = plan.job.model, plan.recipe.layout, plan.recipe
     elsewhere = "emit it for megatron or torchtitan"
     for key, value in (("experts", shape.experts), ("latent", shape.latent)):

@@ -14,6 +14,7 @@ from thrifty.planner.emit.common import (
     Notes,
     from_environment,
     no_compressed_exchange,
+    only_adamw,
     number,
     only_decoders,
     parts_of_layers,
@@ -37,6 +38,7 @@ def entry(plan: Plan) -> Entry:
     """
     only_decoders("Megatron-LM", plan)
     no_compressed_exchange("Megatron-LM", plan)
+    only_adamw("Megatron-LM", plan)
     if plan.cluster.accelerator.kind != "gpu":
         refuse("Megatron-LM", "cluster.accelerator", "needs GPUs", "plan for GPUs: --on 8xh100")
     _require(plan)
