@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thrifty.optim import Adam8bit, AdamW8bit, Lamb, Lars, Lion8bit, Muon, reference
+from thrifty.optim import Adam8bit, AdamW4bit, AdamW8bit, Lamb, Lars, Lion8bit, Muon, reference
 from thrifty.optim.travel import moment_of
 
 NONE_SMALL = 1 << 40  # values: all moments in fp32
@@ -46,6 +46,7 @@ ADAM = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 OPTIMIZERS = {
     "AdamW8bit": Entry(AdamW8bit, reference.adamw, ADAM),
     "AdamW8bit in 32": Entry(AdamW8bit, reference.adamw, ADAM, {"small": NONE_SMALL}),
+    "AdamW4bit": Entry(AdamW4bit, reference.adamw, ADAM),
     "Adam8bit": Entry(Adam8bit, reference.adam, ADAM),
     "Adam8bit in 32": Entry(Adam8bit, reference.adam, ADAM, {"small": NONE_SMALL}),
     "Lion8bit": Entry(Lion8bit, reference.lion, {"lr": 1e-3, "weight_decay": 0.1}),

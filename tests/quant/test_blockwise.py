@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.quant import FORMATS, block_format, dequantise, lattice, quantise, uniform
-from thrifty.quant.kernels import SMALLEST
+from thrifty.quant.kernels import SMALLEST, decode_rows
 from thrifty.quant.reference import round_trip
 from thrifty.quant.rounding import dithered_bfloat16
+from thrifty.quant.states import inverse, state_codes, state_scales
 from thrifty.spec.errors import ThriftyError
-from thrifty.spec.formats import ROOT8
+from thrifty.spec.formats import ROOT4, ROOT8, SQUARE4
 
 FORMS = [*FORMATS.values(), uniform(0.26, block=64), lattice(0.3, block=64)]
 BLOCK = 32
@@ -180,18 +181,39 @@ def test_mistakes_are_explained(call, told):
         call()
 
 
-def test_roots_come_back_as_doubles_say_and_never_as_zero():
+@pytest.mark.parametrize("form", [ROOT8, ROOT4], ids=lambda form: form.name)
+def test_roots_come_back_as_doubles_say_and_never_as_zero(form):
     x = samples().square().clamp(max=1e37)
-    found = back(x, ROOT8, block=BLOCK).double()
+    found = back(x, form, block=BLOCK).double()
     for row, got in zip(x.double().view(-1, BLOCK), found.view(-1, BLOCK), strict=True):
-        told = torch.tensor(round_trip(row.tolist(), ROOT8), dtype=torch.float64)
-        step = row.max().sqrt() / 256 if row.max() >= SMALLEST else 0.0
+        told = torch.tensor(round_trip(row.tolist(), form), dtype=torch.float64)
+        step = row.max().sqrt() / form.top if row.max() >= SMALLEST else 0.0
         assert ((got.sqrt() - told.sqrt()).abs() <= 1.01 * step).all()  # at an edge of a code, on either side
         assert ((got - told).abs() <= 1e-5 * row.max()).sum() >= BLOCK - 2
         if row.max() >= SMALLEST:
             assert (got > 0).all()
-        again = back(got.float(), ROOT8, block=BLOCK).double()
+        again = back(got.float(), form, block=BLOCK).double()
         assert ((again.sqrt() - got.sqrt()).abs() <= 0.51 * step).all()  # no drift from being read and written
+
+
+def test_squares_come_back_as_doubles_say():
+    x = samples()
+    found = back(x, SQUARE4, block=BLOCK).double()
+    for row, got in zip(x.double().view(-1, BLOCK), found.view(-1, BLOCK), strict=True):
+        told = torch.tensor(round_trip(row.tolist(), SQUARE4), dtype=torch.float64)
+        assert ((got - told).abs() <= 1e-5 * row.abs().max()).sum() >= BLOCK - 2  # the rest at an edge of a code
+        again = back(got.float(), SQUARE4, block=BLOCK).double()
+        assert ((again - got).abs() <= 0.51 * 13 / 49 * row.abs().max()).all()
+
+
+def test_squares_by_chance_are_right_on_the_average():
+    x = torch.cat([torch.linspace(-1, 1, 62), torch.tensor([1e-3, 0.0])]).expand(4096, -1).contiguous()
+    u = (torch.arange(4096) + 0.5)[:, None] / 4096 * (1 - 2.0**-12)
+    scales = state_scales(x, SQUARE4)
+    codes = state_codes(x, inverse(scales), u, SQUARE4)
+    drawn = decode_rows(scales, codes, SQUARE4, 64, torch.float32).double()
+    assert ((drawn.mean(0) - x[0].double()).abs() <= 13 / 49 * 2.0**-11).all()
+    assert ((drawn - x).abs() <= 1.001 * 13 / 49).all()
 
 
 def test_bfloat16_by_chance_is_right_on_the_average():

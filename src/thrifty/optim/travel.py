@@ -11,12 +11,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from thrifty.cost.payload import block_bytes
 from thrifty.quant import Quantised, dequantise, quantise
 from thrifty.spec.errors import ThriftyError
-from thrifty.spec.formats import FORMATS, ROOT8, BlockFormat
+from thrifty.spec.formats import FORMATS, ROOT4, ROOT8, SQUARE4, BlockFormat
 
 Kind = dict[str, bool]  # moments, and whether each is a mean of squares
 Formats = tuple[BlockFormat, ...]
 HIDDEN_BY_BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where it keeps codes out of the sight of FSDP
-SIGNED, SQUARES = (FORMATS["int8"], FORMATS["int4"]), (ROOT8,)
+SIGNED, SQUARES = (FORMATS["int8"], SQUARE4), (ROOT8, ROOT4)
 
 
 def saved_states(state: dict[str, Any], p: Tensor, kind: Kind) -> dict[str, Any]:

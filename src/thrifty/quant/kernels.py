@@ -9,6 +9,7 @@ What a row becomes, in every format:
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -74,6 +75,9 @@ def _value(codes: Tensor, scales: Tensor, form: BlockFormat) -> Tensor:
         return value * scales
     if form.kind == "root":
         return (codes.float() * scales + scales).square()
+    if form.kind == "square":
+        whole = codes.float() - whole_top(form)
+        return whole * whole.abs() * scales
     sign = 1.0 - 2.0 * (codes >> (form.bits - 1)).float()
     if form.kind == "sign":
         return sign * scales
@@ -176,8 +180,32 @@ def _root(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tup
     return scale, (x.clamp(min=0.0).sqrt() * (1 / scale)).round().clamp(1.0, form.top) - 1
 
 
+def whole_top(form: BlockFormat) -> float:
+    """Largest whole number whose square is a level, of a format of kind `square`."""
+    return math.sqrt(form.top)
+
+
+def square_codes(x: Tensor, inverses: Tensor, u: Tensor | float, form: BlockFormat) -> Tensor:
+    """Codes of signed squares: the next one away from zero with as much chance as x is near, given u spread in [0, 1).
+
+    With u of a half the nearest one.
+    """
+    size = x.abs() * inverses
+    whole = size.sqrt().floor()
+    share = (size - whole * whole) / (2 * whole + 1)  # of the way to the next square
+    whole = whole + (share.clamp(min=0.0) + u).floor()
+    return torch.where(x < 0, -whole, whole) + whole_top(form)
+
+
+def _square(x: Tensor, top: Tensor, form: BlockFormat, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    """s = max|x| / top; the nearest whole number's square times s."""
+    scale = stored_above(top * (1 / form.top), form.top)
+    return scale, square_codes(x, 1 / scale, 0.5, form)
+
+
 _KINDS = {
     "root": _root,
+    "square": _square,
     "lattice": _lattice,
     "uniform": _uniform,
     "float": _float,

@@ -63,6 +63,10 @@ def round_trip(block: list[float], form: BlockFormat) -> list[float]:
         case "root":
             scale = rounded_up(math.sqrt(top) / form.top)
             return [(scale * max(1, min(form.top, round(math.sqrt(max(0.0, x)) / scale)))) ** 2 for x in block]
+        case "square":
+            scale, most = rounded_up(top / form.top), round(math.sqrt(form.top))
+            levels = [math.copysign(k * k, k) for k in range(-most, most + 1)]
+            return [scale * min(levels, key=lambda level, x=x: abs(x / scale - level)) for x in block]
         case "lattice":
             scale, columns = min(rms * form.step, LARGEST / form.top), len(block) // 8
             points = [nearest_point([x / scale for x in block[j::columns]], form.bits) for j in range(columns)]

@@ -2,7 +2,7 @@
 
 Rounded to the nearest code, a value that should move by less than half a step stays where it is: the mean of squares
 under a decay of 0.999 would never fall. So a code is floor(x / scale + u), with u equally spread in [0, 1) over time:
-on the average nothing is lost. Scales are rounded up, so that the largest value of a block is not clipped.
+on the average nothing is lost. Of unequal levels the fraction is that of the way to the next one. Scales are rounded up, so that the largest value of a block is not clipped.
 
 Two kernels, for a scale must be known before codes are made: `state_scales` reads a row, `state_codes` writes it.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thrifty.quant.kernels import SMALLEST, stored_above
+from thrifty.quant.kernels import SMALLEST, square_codes, stored_above
 from thrifty.quant.packing import pack
 from thrifty.spec.formats import BlockFormat
 
@@ -44,7 +44,9 @@ def inverse(scales: Tensor) -> Tensor:
 
 
 def state_codes(x: Tensor, inverses: Tensor, u: Tensor, form: BlockFormat) -> Tensor:
-    """Packed codes of fp32 rows (rows, columns), in a format of kind `uniform` or `root`."""
+    """Packed codes of fp32 rows (rows, columns), in a format of kind `uniform`, `root` or `square`."""
+    if form.kind == "square":
+        return pack(square_codes(x, inverses, u, form), form.bits)
     # Roots begin at level 1: a code above -1 is the lowest one without the fraction that bytes drop.
     codes = x.sqrt() * inverses + (u - 1) if form.kind == "root" else x * inverses + (u + (form.top + 1))
     return pack(codes.trunc() if form.bits < 8 else codes, form.bits)

@@ -24,7 +24,7 @@ class BlockFormat:
         kind: uniform (code times scale), levels (fixed levels times scale), means (two levels of the block's own,
             and signs), sign (one level and signs), float (an 8-bit float times scale), lattice (points of E8 times
             scale, eight values a point), root (code + 1 times scale, squared: of values that are never
-            negative).
+            negative), square (the square of a signed whole number, times scale).
         block: values that share scales, unless the caller says otherwise.
         top: largest magnitude a code stands for, in units of the scale.
         levels: magnitudes of the codes of `levels`, in units of the scale, ascending.
@@ -34,7 +34,7 @@ class BlockFormat:
 
     name: str
     bits: int
-    kind: Literal["uniform", "levels", "means", "sign", "float", "lattice", "root"]
+    kind: Literal["uniform", "levels", "means", "sign", "float", "lattice", "root", "square"]
     block: int
     top: float
     levels: tuple[float, ...] = ()
@@ -67,6 +67,10 @@ FORMATS = {
 # a range of 256 to 1 of it, where the mean itself would have 16. The lowest level is one step and not zero, which could
 # not be divided by. Not among FORMATS: gradients have signs.
 ROOT8 = BlockFormat("root8", 8, "root", 256, 256.0)
+# The same in 4 bits. Of the mean of gradients then levels are squares, 0 1 4 .. 49 and their negatives: equal steps of a
+# seventh of the largest value would be larger than most values of a block whose columns differ.
+ROOT4 = BlockFormat("root4", 4, "root", 64, 16.0)
+SQUARE4 = BlockFormat("square4", 4, "square", 64, 49.0)
 OF_BITS = {8: "int8", 4: "int4", 3: "lloyd3", 2: "means2", 1: "sign"}
 
 
