@@ -312,7 +312,9 @@ def test_many_small_tensors_are_one():
     assert all(torch.allclose(p, q, rtol=1e-5, atol=1e-6) for p, q in zip(params, doubles, strict=True))
 
 
-@pytest.mark.parametrize(("name", "most"), [("AdamW8bit", 2.04), ("AdamW4bit", 1.07), ("Lion8bit", 1.02), ("Muon 8 bit", 1.02)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("AdamW8bit", 2.04), ("AdamW4bit", 1.07), ("Lion8bit", 1.02), ("Muon 8 bit", 1.02)]
+)
 def test_bytes_of_a_state(name, most):
     (p,) = params = parameters([(768, 257)])
     optimizer = OPTIMIZERS[name].made(params)

@@ -2,7 +2,8 @@
 
 Rounded to the nearest code, a value that should move by less than half a step stays where it is: the mean of squares
 under a decay of 0.999 would never fall. So a code is floor(x / scale + u), with u equally spread in [0, 1) over time:
-on the average nothing is lost. Of unequal levels the fraction is that of the way to the next one. Scales are rounded up, so that the largest value of a block is not clipped.
+on the average nothing is lost. Between levels of unequal distance it is the share of the way to the next one that u is
+added to. Scales are rounded up, so that the largest value of a block is not clipped.
 
 Two kernels, for a scale must be known before codes are made: `state_scales` reads a row, `state_codes` writes it.
 """

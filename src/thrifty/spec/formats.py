@@ -67,8 +67,8 @@ FORMATS = {
 # a range of 256 to 1 of it, where the mean itself would have 16. The lowest level is one step and not zero, which could
 # not be divided by. Not among FORMATS: gradients have signs.
 ROOT8 = BlockFormat("root8", 8, "root", 256, 256.0)
-# The same in 4 bits. Of the mean of gradients then levels are squares, 0 1 4 .. 49 and their negatives: equal steps of a
-# seventh of the largest value would be larger than most values of a block whose columns differ.
+# The same in 4 bits. Levels of the mean of gradients are then squares, 0 1 4 .. 49, and their negatives: equal steps of
+# a seventh of the largest value would be larger than most values of a block whose columns differ.
 ROOT4 = BlockFormat("root4", 4, "root", 64, 16.0)
 SQUARE4 = BlockFormat("square4", 4, "square", 64, 49.0)
 OF_BITS = {8: "int8", 4: "int4", 3: "lloyd3", 2: "means2", 1: "sign"}
