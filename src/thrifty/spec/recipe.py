@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from thrifty.spec.codec import stages_of
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.figure import Count, Noun, Number, PositiveCount, Ratio
+from thrifty.spec.schedule import Noise, Ramp, Schedule
 
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -84,10 +85,14 @@ class Batch(Noun):
     Attributes:
         sequences: in one optimizer step, over all ranks.
         micro_sequences: in one forward pass of one rank.
+        ramp: how the batch grows from there; none = it does not.
+        noise_scale: measures the gradient noise scale; none = it is not measured.
     """
 
     sequences: PositiveCount
     micro_sequences: PositiveCount
+    ramp: Ramp | None = None
+    noise_scale: Noise | None = None
 
 
 # Widths, in bits, that the moments of each optimizer are kept in. Without a choice of widths they are fp32.
@@ -131,19 +136,6 @@ class Optimizer(Noun):
         if self.stable and self.name not in ("adamw", "muon"):
             raise ValueError(f"stable goes with adamw and muon, not {self.name}; leave it out, or use adamw")
         return self
-
-
-class Schedule(Noun):
-    """The learning rate over steps: linear warm-up, then a shape.
-
-    `cosine` falls from lr to lr x final_ratio; `wsd` (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395) holds lr
-    and falls linearly over the last `decay_fraction` of the steps; `constant` holds lr.
-    """
-
-    name: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_steps: Annotated[Count, Field(ge=0)] = 100
-    final_ratio: Annotated[Ratio, Field(ge=0, le=1)] = 0.1
-    decay_fraction: Annotated[Ratio, Field(gt=0, le=1)] = 0.2
 
 
 class Exchange(Noun):
@@ -281,4 +273,15 @@ class Recipe(Noun):
                 f"batch.sequences {self.batch.sequences} is not a multiple of micro_sequences {micro} "
                 f"x {self.layout.data_ranks} data ranks = {together}; use {lower} or {lower + together}"
             )
+        ramp = self.batch.ramp
+        if ramp is not None and ramp.most_sequences < self.batch.sequences + together:
+            raise ValueError(
+                f"batch.ramp.most_sequences {ramp.most_sequences} leaves no room to grow from "
+                f"{self.batch.sequences} by micro_sequences x data ranks = {together}; "
+                f"use {self.batch.sequences + together} or more, or leave the ramp out"
+            )
+        if ramp is not None and ramp.name == "seesaw" and self.schedule.name == "constant":
+            raise ValueError("ramp seesaw grows the batch where the schedule lowers the rate; constant never does")
+        if ramp is not None and ramp.name == "noise_scale" and self.batch.noise_scale is None:
+            raise ValueError("ramp noise_scale follows a measurement: say batch.noise_scale: {every_steps: 1}")
         return self
