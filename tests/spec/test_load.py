@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.job import Data, Job, Tokenizer
-from thrifty.spec.load import Settings, build, fields, from_dict, leaves, parse_set, read_yaml, to_yaml
+from thrifty.spec.load import Settings, build, fields, from_dict, leaves, parse_set, read_layers, read_yaml, to_yaml
 from thrifty.spec.recipe import Recipe
 
 SHAPE = {"layers": 2, "hidden": 8, "heads": 2, "ffn": 16, "vocab_size": 11}
@@ -285,3 +285,19 @@ def test_fields_names_every_key():
     names = set(fields(Job))
     assert {"name", "model.layers", "model.rope_scaling.factor", "data.tokenizer.kind", "tokens", "seed"} <= names
     assert "recompute" in set(fields(Recipe))
+
+
+def test_a_base_is_laid_under_the_file(tmp_path):
+    write(tmp_path, "job: {steps: 3, seed: 1}\n", "lowest.yaml")
+    (tmp_path / "in").mkdir()
+    write(tmp_path, "base: ../lowest.yaml\njob: {seed: 2}\n", "in/lower.yaml")
+    read = read_layers(write(tmp_path, "base: in/lower.yaml\nrecipe: {compile: true}\n"))
+    assert read.tree == {"job": {"steps": 3, "seed": 2}, "recipe": {"compile": True}}
+    assert read.where("job.steps") == f"{tmp_path / 'in/../lowest.yaml'}:1"
+    assert read.where("job.seed") == f"{tmp_path / 'in/lower.yaml'}:2"
+
+
+@pytest.mark.parametrize(("base", "told"), [("job.yaml", "its own base"), ("[1]", "must be a path"), ("no.yaml", "no")])
+def test_a_base_that_leads_nowhere(tmp_path, base, told):
+    with pytest.raises(ThriftyError, match=told):
+        read_layers(write(tmp_path, f"base: {base}\njob: {{seed: 1}}\n"))

@@ -11,6 +11,7 @@ from thrifty.optim.base import SMALL, Base, Group, Params
 from thrifty.optim.elementwise import Formats, step_flat
 from thrifty.optim.rules import ADAM, ADAMW, LION, Rule, scalars
 from thrifty.optim.sharded import local, local_gradient
+from thrifty.optim.stable import smaller, surprise, surprise_of_blocks
 from thrifty.quant.rounding import dithered_bfloat16
 from thrifty.quant.states import dither
 from thrifty.spec.formats import FORMATS, ROOT4, ROOT8, SQUARE4, BlockFormat
@@ -41,15 +42,34 @@ class Blockwise(Base):
         super().__init__(params, defaults, kind, formats, small)
 
     def _step(self, groups: list[tuple[Group, list[Tensor]]]) -> None:
+        for _, params in groups:
+            for p in params:
+                self.begun(p)
+        shares = self._shares(groups)
         for group, params in groups:
-            self._step_group(group, params)
+            self._step_group(group, params, shares)
 
-    def _step_group(self, group: Group, params: list[Tensor]) -> None:
+    def _shares(self, groups: list[tuple[Group, list[Tensor]]]) -> dict[Tensor, Tensor]:
+        """Of parameters of groups that are stable, the share of the learning rate that they get."""
+        params, sums = [], []
+        for group, some in groups:
+            for p in some if group.get("stable") else []:
+                state, g, forms = self.state[p], local_gradient(p, type(self).__name__), self.formats_of(p)
+                h, name = scalars(self.rule, group, int(state["step"]), g), self.rule.moments[1]
+                if forms is None:
+                    sums.append(surprise(g.reshape(-1), local(state[name]).reshape(-1), h))
+                else:
+                    kept = state[name], state[name + "_scale"]
+                    sums.append(surprise_of_blocks(g.reshape(-1), *kept, h, forms[1], self.compiled))
+                params.append(p)
+        return dict(zip(params, smaller(sums, params), strict=True)) if params else {}
+
+    def _step_group(self, group: Group, params: list[Tensor], shares: dict[Tensor, Tensor]) -> None:
         together: dict[Any, list[Tensor]] = {}
         made: dict[Any, tuple[Tensor, Tensor]] = {}
         name = type(self).__name__
         for p in params:
-            state = self.begun(p)
+            state = self.state[p]
             step = int(state["step"])
             forms = self.formats_of(p)
             if forms is None:
@@ -59,10 +79,13 @@ class Blockwise(Base):
                 u = dither(step, forms[0].block, len(forms) + 1, p.device)
                 made[step, p.device] = u, scalars(self.rule, group, step, p)
             u, h = made[step, p.device]
+            if p in shares:
+                h = scalars(self.rule, {**group, "lr": group["lr"] * shares[p]}, step, p)
             kept = [state[moment + part] for moment in self.rule.moments for part in ("", "_scale")]
             self._step_blocks(local(p), local_gradient(p, name), kept, u, h, forms)
         for (step, _, _), params in together.items():
-            self._step_together(params, step, scalars(self.rule, group, step, params[0]))
+            some = [shares[p] for p in params if p in shares]
+            self._step_together(params, step, scalars(self.rule, group, step, params[0]), some)
 
     def _step_blocks(self, p: Tensor, g: Tensor, kept: list[Tensor], u: Tensor, h: Tensor, forms: Formats) -> None:
         flat = p.detach().reshape(-1)
@@ -70,7 +93,7 @@ class Blockwise(Base):
         if flat.data_ptr() != p.data_ptr():  # not contiguous: that was a copy
             p.copy_(flat.view(p.shape))
 
-    def _step_together(self, params: list[Tensor], step: int, h: Tensor) -> None:
+    def _step_together(self, params: list[Tensor], step: int, h: Tensor, shares: list[Tensor]) -> None:
         """Tensors with fp32 moments as one: one kernel each operation, not one each tensor."""
         places = [local(p) for p in params]
         p, g = (
@@ -82,6 +105,9 @@ class Blockwise(Base):
         new = self.rule.advance(p, g, old, h)
         moved = self.rule.move(p, g, old, new, h)
         sizes = [t.numel() for t in places]
+        if shares:
+            part = torch.cat([share.to(p.device).expand(size) for share, size in zip(shares, sizes, strict=True)])
+            moved = p + part * (moved - p)  # a step is as long as its learning rate
         if places[0].dtype == torch.bfloat16:
             u = dither(step, max(sizes), 1, moved.device)[0]
             moved = dithered_bfloat16(moved, torch.cat([u[:size] for size in sizes]))
@@ -99,6 +125,7 @@ class AdamW8bit(Blockwise):
     Loshchilov & Hutter 2019, arXiv:1711.05101; blockwise states: Dettmers et al. 2022, arXiv:2110.02861.
 
     Args:
+        stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
         small: tensors with fewer values keep fp32 moments.
         compiled: fused kernels; by default for tensors large enough, where a compiler is found.
     """
@@ -107,9 +134,9 @@ class AdamW8bit(Blockwise):
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, *, small: int = SMALL, compiled: bool | None = None,
+        weight_decay: float = 1e-2, *, stable: bool = False, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "stable": stable}
         super().__init__(params, defaults, (INT8, ROOT8), small=small, compiled=compiled)
 
 
@@ -120,6 +147,7 @@ class AdamW4bit(Blockwise):
     are rounded so that nothing is lost on the average.
 
     Args:
+        stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
         small: tensors with fewer values keep fp32 moments.
         compiled: fused kernels; by default for tensors large enough, where a compiler is found.
     """
@@ -128,9 +156,9 @@ class AdamW4bit(Blockwise):
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, *, small: int = SMALL, compiled: bool | None = None,
+        weight_decay: float = 1e-2, *, stable: bool = False, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "stable": stable}
         super().__init__(params, defaults, (SQUARE4, ROOT4), small=small, compiled=compiled)
 
 

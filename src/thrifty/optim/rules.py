@@ -41,8 +41,9 @@ class Rule:
 def _adam_scalars(group: dict[str, Any], step: int) -> list[Any]:
     beta1, beta2 = group["betas"]
     lr, decay = group["lr"], group["weight_decay"]
+    sign = -1.0 if group.get("maximize") else 1.0
     size, root = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-    return [beta1, 1 - beta1, beta2, 1 - beta2, size, root, group["eps"], 1 - lr * decay, decay]
+    return [beta1, sign * (1 - beta1), beta2, 1 - beta2, size, root, group["eps"], 1 - lr * decay, sign * decay]
 
 
 def _adam_advance(p: Tensor, g: Tensor, old: Moments, h: Tensor) -> Moments:
@@ -97,6 +98,13 @@ MOMENTUM = Rule(
     "Momentum", ("momentum_buffer",), (False,), _momentum_scalars,
     lambda p, g, old, h: (h[0] * old[0] + h[1] * g,),
     lambda p, g, old, new, h: h[2] * g + h[3] * new[0],
+)  # fmt: skip
+
+# What an update that is known already does: p = (1 - lr decay) p - lr scale g, with h of those two factors.
+STEP = Rule(
+    "Step", (), (), lambda group, step: [1 - group["lr"] * group["weight_decay"], group["lr"] * group["scale"]],
+    lambda p, g, old, h: (),
+    lambda p, g, old, new, h: h[0] * p - h[1] * g,
 )  # fmt: skip
 
 

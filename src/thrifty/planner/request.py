@@ -33,7 +33,7 @@ from thrifty.spec import units
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.job import Data, Job, ModelShape
-from thrifty.spec.load import Settings, build, fields, from_dict, parse_set, read_yaml
+from thrifty.spec.load import Settings, build, fields, from_dict, parse_set, read_layers, read_yaml
 from thrifty.spec.plan import Plan
 from thrifty.spec.recipe import Recipe
 
@@ -138,7 +138,7 @@ def _is_file(text: str) -> bool:
 
 
 def _read_job_file(path: Path) -> Settings:
-    settings = read_yaml(path, "job file")
+    settings = read_layers(path, "job file")
     if "hash" in settings.tree:
         return _read_plan(path, settings)
     settings = without_empty(settings)

@@ -167,6 +167,25 @@ def read_yaml(path: Path, what: str = "YAML file") -> Settings:
     return Settings(tree, origins)
 
 
+def read_layers(path: Path, what: str = "YAML file", above: tuple[Path, ...] = ()) -> Settings:
+    """As `read_yaml`; what a top-level `base`, a path beside the file, holds is laid under it.
+
+    Raises:
+        ThriftyError: as `read_yaml`, or files that are each other's base.
+    """
+    settings = read_yaml(path, what)
+    base = settings.at("base")
+    if base is None:
+        return settings
+    where, here = settings.where("base"), path.resolve()
+    if not isinstance(base, str):
+        raise ThriftyError("base: must be a path", where=where, hint="for example  base: tuned.yaml")
+    lower = path.parent / base
+    if lower.resolve() in (*above, here):
+        raise ThriftyError(f"base: {base} has this file for its own base", where=where, hint="take one of them out")
+    return settings.without("base").over(read_layers(lower, what, (*above, here)))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 3e-4 as text, `on` as true and 1:30 as sixty-base; read numbers as people write them."""
 
