@@ -47,6 +47,11 @@ OPTIMIZERS = {
     "AdamW8bit": Entry(AdamW8bit, reference.adamw, ADAM),
     "AdamW8bit in 32": Entry(AdamW8bit, reference.adamw, ADAM, {"small": NONE_SMALL}),
     "AdamW4bit": Entry(AdamW4bit, reference.adamw, ADAM),
+    "AdamW8bit stable": Entry(AdamW8bit, partial(reference.adamw, stable=True), ADAM, {"stable": True}),
+    "AdamW4bit stable": Entry(AdamW4bit, partial(reference.adamw, stable=True), ADAM, {"stable": True}),
+    "AdamW stable in 32": Entry(
+        AdamW8bit, partial(reference.adamw, stable=True), ADAM, {"stable": True, "small": NONE_SMALL}
+    ),
     "Adam8bit": Entry(Adam8bit, reference.adam, ADAM),
     "Adam8bit in 32": Entry(Adam8bit, reference.adam, ADAM, {"small": NONE_SMALL}),
     "Lion8bit": Entry(Lion8bit, reference.lion, {"lr": 1e-3, "weight_decay": 0.1}),
@@ -76,12 +81,12 @@ def parameters(shapes: list[tuple[int, ...]], seed: int = 0) -> list[torch.nn.Pa
 
 
 def gradients(shapes: list[tuple[int, ...]], step: int) -> list[Tensor]:
-    """Heavy-tailed, of sizes that differ by column."""
+    """Heavy-tailed, of sizes that differ by column, and every seventh time ten times as large."""
     generator = torch.Generator().manual_seed(10_000 + step)
     made = []
     for shape in shapes:
         x = torch.randn(shape, generator=generator)
-        made.append(x * x.abs() * torch.logspace(-1, 0, shape[-1]))
+        made.append(x * x.abs() * torch.logspace(-1, 0, shape[-1]) * (10.0 if step % 7 == 3 else 1.0))
     return made
 
 

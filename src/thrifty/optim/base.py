@@ -89,6 +89,9 @@ class Base(torch.optim.Optimizer):
             ThriftyError: moments that are missing, or fit no format.
         """
         super().load_state_dict({**state_dict, "state": {}})
+        for group in self.param_groups:
+            for setting, value in self.defaults.items():
+                group.setdefault(setting, value)  # another optimizer's groups do not know it
         names = [name for group in state_dict["param_groups"] for name in group["params"]]
         for name, p in zip(names, self._params(), strict=True):  # numbers, or names as torch.distributed.checkpoint's
             if name not in state_dict["state"]:

@@ -11,6 +11,7 @@ from thrifty.optim.base import SMALL, Base, Group, Params
 from thrifty.optim.elementwise import CHUNK, Formats, step_flat, step_floats
 from thrifty.optim.rules import ADAM, ADAMW, LION, Rule, scalars
 from thrifty.optim.sharded import local, local_gradient
+from thrifty.optim.stable import smaller, surprise, surprise_of_blocks
 from thrifty.quant.states import dither
 from thrifty.spec.formats import FORMATS, ROOT4, ROOT8, SQUARE4, BlockFormat
 
@@ -40,31 +41,54 @@ class Blockwise(Base):
         super().__init__(params, defaults, kind, formats, small, dtype)
 
     def _step(self, groups: list[tuple[Group, list[Tensor]]]) -> None:
+        for _, params in groups:
+            for p in params:
+                self.begun(p)
+        shares = self._shares(groups)
         for group, params in groups:
-            self._step_group(group, params)
+            self._step_group(group, params, shares)
 
-    def _step_group(self, group: Group, params: list[Tensor]) -> None:
+    def _shares(self, groups: list[tuple[Group, list[Tensor]]]) -> dict[Tensor, Tensor]:
+        """Of parameters of groups that are stable, the share of the learning rate that they get."""
+        params, sums = [], []
+        for group, some in groups:
+            for p in some if group.get("stable") else []:
+                state, g, forms = self.state[p], local_gradient(p, type(self).__name__), self.formats_of(p)
+                h, name = scalars(self.rule, group, int(state["step"]), g), self.rule.moments[1]
+                if forms is None:
+                    sums.append(surprise(g.reshape(-1), local(state[name]).reshape(-1), h))
+                else:
+                    kept = state[name], state[name + "_scale"]
+                    sums.append(surprise_of_blocks(g.reshape(-1), *kept, h, forms[1], self.compiled))
+                params.append(p)
+        return dict(zip(params, smaller(sums, params), strict=True)) if params else {}
+
+    def _step_group(self, group: Group, params: list[Tensor], shares: dict[Tensor, Tensor]) -> None:
         together: dict[Any, list[Tensor]] = {}
         made: dict[Any, tuple[Tensor, Tensor]] = {}
         name = type(self).__name__
         for p in params:
-            state = self.begun(p)
+            state = self.state[p]
             step = int(state["step"])
             forms = self.formats_of(p)
             if forms is None:
-                together.setdefault((step, p.device, self._dtypes(p)), []).append(p)
+                own = p if p in shares else None  # stepped alone, by a learning rate of its own
+                together.setdefault((step, p.device, self._dtypes(p), own), []).append(p)
                 continue
             if (step, p.device) not in made:
                 u = dither(step, forms[0].block, len(forms) + 1, p.device)
                 made[step, p.device] = u, scalars(self.rule, group, step, p)
             u, h = made[step, p.device]
+            if p in shares:
+                h = scalars(self.rule, {**group, "lr": group["lr"] * shares[p]}, step, p)
             kept = [state[moment + part] for moment in self.rule.moments for part in ("", "_scale")]
             self._step_blocks(local(p), local_gradient(p, name), kept, u, h, forms)
-        for (step, device, _), params in together.items():
+        for (step, device, _, own), params in together.items():
             u = dither(step, CHUNK, len(self.rule.moments) + 1, device)
             moments = [[local(self.state[p][moment]) for p in params] for moment in self.rule.moments]
             gradients = [local_gradient(p, name) for p in params]
-            h = scalars(self.rule, group, step, params[0])
+            settings = group if own is None else {**group, "lr": group["lr"] * shares[own]}
+            h = scalars(self.rule, settings, step, params[0])
             step_floats([local(p) for p in params], gradients, moments, u, h, self.rule, self.compiled)
 
     def _dtypes(self, p: Tensor) -> tuple[torch.dtype, ...]:
@@ -86,6 +110,7 @@ class AdamW8bit(Blockwise):
     Loshchilov & Hutter 2019, arXiv:1711.05101; blockwise states: Dettmers et al. 2022, arXiv:2110.02861.
 
     Args:
+        stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
         small: tensors with fewer values keep fp32 moments.
         compiled: fused kernels; by default for tensors large enough, where a compiler is found.
     """
@@ -94,9 +119,9 @@ class AdamW8bit(Blockwise):
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, *, small: int = SMALL, compiled: bool | None = None,
+        weight_decay: float = 1e-2, *, stable: bool = False, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "stable": stable}
         super().__init__(params, defaults, (INT8, ROOT8), small=small, compiled=compiled)
 
 
@@ -107,6 +132,7 @@ class AdamW4bit(Blockwise):
     are rounded so that nothing is lost on the average.
 
     Args:
+        stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
         small: tensors with fewer values keep fp32 moments.
         compiled: fused kernels; by default for tensors large enough, where a compiler is found.
     """
@@ -115,9 +141,9 @@ class AdamW4bit(Blockwise):
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, *, small: int = SMALL, compiled: bool | None = None,
+        weight_decay: float = 1e-2, *, stable: bool = False, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "stable": stable}
         super().__init__(params, defaults, (SQUARE4, ROOT4), small=small, compiled=compiled)
 
 

@@ -23,13 +23,18 @@ def _started(state: State, *names: str, like: Tensor) -> int:
 
 def adamw(
     p: Tensor, g: Tensor, state: State, *, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8, weight_decay: float = 1e-2, decoupled: bool = True,
+    eps: float = 1e-8, weight_decay: float = 1e-2, decoupled: bool = True, stable: bool = False,
 ) -> Tensor:  # fmt: skip
-    """arXiv:1711.05101, algorithm 2; with `decoupled` off, Adam with decay in the gradient."""
+    """arXiv:1711.05101, algorithm 2; with `decoupled` off, Adam with decay in the gradient.
+
+    With `stable`, arXiv:2304.13013, algorithm 2.
+    """
     t = _started(state, "exp_avg", "exp_avg_sq", like=p)
     g = g if decoupled else g + weight_decay * p
     m = state["exp_avg"] = betas[0] * state["exp_avg"] + (1 - betas[0]) * g
     v = state["exp_avg_sq"] = betas[1] * state["exp_avg_sq"] + (1 - betas[1]) * g * g
+    if stable:
+        lr = lr / max(1.0, float((g * g / (v / (1 - betas[1] ** t)).clamp(min=eps * eps)).mean().sqrt()))
     p = p * (1 - lr * weight_decay) if decoupled else p
     return p - lr * (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
 
