@@ -86,8 +86,8 @@ def test_the_bill_adds_up(make_plan: Make, tmp_path: Path) -> None:
 
 
 OPTIMIZERS: list[dict[str, Any]] = [
-    {"name": "adamw"}, {"name": "adamw", "state_bits": 8}, {"name": "adamw", "state_bits": 4},
-    {"name": "muon", "state_bits": 8}, {"name": "lamb"},
+    {"name": "adamw"}, {"name": "adamw", "state_bits": 16, "stable": True}, {"name": "adamw", "state_bits": 8},
+    {"name": "adamw", "state_bits": 4, "stable": True}, {"name": "muon", "state_bits": 8}, {"name": "lamb"},
 ]  # fmt: skip
 
 
@@ -106,6 +106,22 @@ def test_a_stopped_run_resumes_bit_identically(
     assert outcome.stopped is None
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert losses(tmp_path / "parts", "val") == losses(tmp_path / "whole", "val")
+
+
+@pytest.mark.parametrize("name", sorted({"adam", "sgd", "adagrad", "rmsprop", "adafactor", "lion", "lars", "muon"}))
+def test_every_optimizer_learns(make_plan: Make, tmp_path: Path, name: str) -> None:
+    lr = {"sgd": 0.05, "lars": 5.0, "adafactor": 0.03, "adagrad": 0.03}.get(name, 3e-3)
+    train(make_plan(recipe={"optimizer": {"name": name, "lr": lr}}), tmp_path / "run")
+    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1] - 1
+
+
+def test_groups_are_printed(make_plan: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(make_plan(recipe={"optimizer": {"name": "muon", "lr": 3e-3}}), tmp_path / "run")
+    said = capfd.readouterr()
+    told = said.out + said.err
+    assert "muon, decay: 2 x blocks.*.attention.query.weight" in told
+    assert "adamw, decay: embed.weight" in told
+    assert "adamw, no decay:" in told
 
 
 def test_time_and_money_add_up_across_resumes(

@@ -25,6 +25,7 @@ class AdamW(Blockwise):
     Args:
         maximize: climb, not descend.
         state_bits: of each moment, 32 or 16 (bfloat16, rounded by chance: 4 bytes a parameter where 32 bits take 8).
+        stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
         small: tensors with fewer values keep fp32 moments.
 
     Raises:
@@ -36,13 +37,13 @@ class AdamW(Blockwise):
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, state_bits: int = 32,
-        small: int = SMALL, compiled: bool | None = None,
+        stable: bool = False, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         if state_bits not in (16, 32):
             raise ThriftyError(f"moments of {state_bits} bits", hint="valid choices: 32, 16; or AdamW8bit, AdamW4bit")
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
-            "maximize": maximize,
+            "maximize": maximize, "stable": stable,
         }  # fmt: skip
         dtype = torch.float32 if state_bits == 32 else torch.bfloat16
         super().__init__(params, defaults, None, small=small, compiled=compiled, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thrifty.optim import Adam8bit, AdamW4bit, AdamW8bit, Lamb, Lars, Lion8bit, Muon
+from thrifty.optim import Adam8bit, AdamW, AdamW4bit, AdamW8bit, Lamb, Lars, Lion8bit, Muon
 from thrifty.optim.groups import ParamGroup, param_groups
 from thrifty.optim.together import Together
 from thrifty.spec.recipe import Optimizer
@@ -43,9 +43,11 @@ def _make(name: str, params: list[dict[str, Any]], asked: Optimizer, on_meta: bo
     adam = {"lr": lr, "betas": betas, "eps": asked.eps}
     match name:
         case "adamw" if bits == 8:
-            return AdamW8bit(params, **adam)
+            return AdamW8bit(params, **adam, stable=asked.stable)
         case "adamw" if bits == 4:
-            return AdamW4bit(params, **adam)
+            return AdamW4bit(params, **adam, stable=asked.stable)
+        case "adamw" if bits == 16 or asked.stable:
+            return AdamW(params, **adam, state_bits=bits, stable=asked.stable)
         case "adamw":
             return torch.optim.AdamW(params, **adam, fused=not on_meta)
         case "adam" if bits == 8:
