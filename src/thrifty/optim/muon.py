@@ -119,6 +119,7 @@ class Muon(Base):
         step = int(state["step"])
         h = scalars(MOMENTUM, group, step, g)
         u = dither(step, forms[0].block if forms else CHUNK, 2, g.device)
+        u[-1] = 0.5  # to the nearest: it is not added up
         made = torch.empty(g.shape, dtype=torch.bfloat16, device=g.device)
         if forms is None:
             step_floats([made], [g], [[local(state["momentum_buffer"])]], u, h, MOMENTUM, self.compiled)
@@ -143,7 +144,8 @@ def _batched(matrices: list[Tensor], steps: int, coefficients: Coefficients | No
         many = max(1, at_most // (2 * short * long))
         for start in range(0, len(places), many):
             some = places[start : start + many]
-            x = torch.stack([m if m.shape[0] == short else m.mT for m in (matrices[place] for place in some)])
+            wide = [m if m.shape[0] == short else m.mT for m in (matrices[place] for place in some)]
+            x = torch.stack(wide) if len(wide) > 1 else wide[0][None]
             for place, update in zip(some, orthogonalised(x, steps, coefficients), strict=True):
                 made[place] = update if matrices[place].shape[0] == short else update.mT
     return made

@@ -28,7 +28,7 @@ ROOM = 1.04
 # Steps on the Gram matrix before it is made anew from the matrix: its small eigenvalues are squares, which in bfloat16
 # drown after a few steps. With 2 singular values end as without; with 3 some shoot up, with 5 it is of no use.
 ON_GRAM = 2
-LONG = 1.2  # long side over short, from which steps on the Gram matrix multiply less
+LONG = 1.5  # long side over short, from which steps on the Gram matrix multiply less
 
 
 @cache
@@ -95,7 +95,8 @@ def orthogonalised(
     """
     tall = x.shape[-2] > x.shape[-1]
     x = (x.mT if tall else x).to(dtype)
-    x = x / x.float().square().sum((-2, -1), keepdim=True).sqrt().clamp(min=EPS).to(dtype)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(dtype, torch.float32))
+    x = x / norm.clamp(min=EPS).to(dtype)
     todo = list(schedule(steps) if coefficients is None else (coefficients,) * steps)
     at_once = _at_once(steps) if _on_gram(*x.shape[-2:]) else 1
     for start in range(0, steps, at_once):
@@ -120,11 +121,13 @@ def _at_once(steps: int) -> int:
 
 def _tightened(x: Tensor, gram: Tensor, step: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
     """X and A through a bound of the largest singular value, (sum of s^8)^(1/8), and b A + c A^2."""
-    square = (gram @ gram).float()
-    size = square.square().sum((-2, -1), keepdim=True).sqrt().sqrt().clamp(min=EPS) * ROOM**2  # of A
-    gram = gram / size
-    p = step[1] * gram + (step[2] / size.square()) * square
-    return (x / size.sqrt()).to(x.dtype), gram.to(x.dtype), p.to(x.dtype)
+    square = gram @ gram
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=wide)
+    by = (1 / (norm.sqrt().sqrt().clamp(min=EPS) * ROOM)).to(x.dtype)  # of x; rounded before it is squared for A
+    of_gram = by.to(wide).square()
+    p = (step[1] * of_gram) * gram + (step[2] * of_gram.square()) * square
+    return x.mul_(by), (gram * of_gram).to(x.dtype), p.to(x.dtype)
 
 
 def _polynomial(gram: Tensor, step: Coefficients) -> Tensor:
