@@ -1,8 +1,7 @@
 /* Steps of elementwise optimizers: what thrifty.optim.elementwise does with tensors, in one pass over memory.
 
    A chunk of 256 values goes through decode, rule and encode while it lies in the first cache. Every operation is
-   one of IEEE 754 in single precision, in the order of the Python functions, and none is contracted: bits are those of
-   plain torch. Built by native.py; no headers but those of the language. */
+   one of IEEE 754 in single precision, in the order of the Python functions, and none is contracted. Built by native.py; no headers but those of the language. */
 
 #include <math.h>
 #include <stdint.h>
