@@ -1,7 +1,7 @@
 """Milliseconds of an optimizer step per 100 million parameters, on tensors shaped as GPT-2's.
 
     pip install --no-deps --target peers bitsandbytes torchao
-    PYTHONPATH=peers python benchmarks/optimizer_speed.py [--layers 12] [--repeats 9] [--threads 2] [--only AdamW8bit ...]
+    PYTHONPATH=peers python benchmarks/optimizer_speed.py [--layers 12] [--repeats 9] [--threads 2] [--only Muon ...]
 
 All optimizers step the same parameters in turn, so that a busy machine slows all; medians over repeats, and of each
 repeat's ratio to `torch.optim.AdamW(fused=True)`, or for Muon to `torch.optim.Muon`. With one thread the clock is CPU
@@ -84,10 +84,17 @@ def narrowed(params: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
     return made
 
 
+def held_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor, or of the tensors that one of a kind of its own is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(held_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.nbytes
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all state tensors."""
     return sum(
-        value.nbytes
+        held_bytes(value)
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)

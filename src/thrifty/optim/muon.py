@@ -119,7 +119,7 @@ class Muon(Base):
         step = int(state["step"])
         h = scalars(MOMENTUM, group, step, g)
         u = dither(step, forms[0].block if forms else CHUNK, 2, g.device)
-        u[-1] = 0.5  # to the nearest: it is not added up
+        u[-1 if forms else slice(None)] = 0.5  # to the nearest: nothing is added up, and any layout agrees
         made = torch.empty(g.shape, dtype=torch.bfloat16, device=g.device)
         if forms is None:
             step_floats([made], [g], [[local(state["momentum_buffer"])]], u, h, MOMENTUM, self.compiled)
