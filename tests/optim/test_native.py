@@ -129,6 +129,19 @@ def test_adamw_goes_on_where_torch_left_off_and_back():
     assert torch.allclose(ours, theirs, rtol=0, atol=9 * 2.0**-22)
 
 
+@pytest.mark.parametrize("make", [AdamW8bit, AdamW])
+def test_views_that_skip_values(make):
+    base = torch.linspace(-1, 1, 12000)
+    p, q = torch.nn.Parameter(base.clone()[::2]), torch.nn.Parameter(base[::2].clone())
+    p.grad = torch.ones(1).expand(6000)
+    q.grad = torch.ones(6000)
+    assert p.stride() == (2,)
+    assert p.grad.stride() == (0,)
+    for one in (p, q):
+        make([one]).step()
+    assert torch.equal(p, q)
+
+
 def test_adamw_climbs_where_it_is_told_to():
     p, q = (torch.nn.Parameter(torch.ones(5000)) for _ in range(2))
     p.grad, q.grad = gradient(5000, 0), -gradient(5000, 0)
