@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 
-import optimizer_speed
 import pytest
 import torch
+
+import optimizer_speed
 
 
 def few():
