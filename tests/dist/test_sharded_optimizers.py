@@ -148,5 +148,6 @@ def test_models_split_by_fsdp_and_their_states_by_name(pool, name):
     for told in pool(2).run(through_fsdp, name):
         for whole, pieces in told:
             off = (whole - pieces).abs()
-            assert off.mean() <= 0.01 * lr  # codes are made anew on loading
+            # Codes are made anew on loading; Newton-Schulz lifts their error with all small singular values.
+            assert off.mean() <= (0.02 if name == "Muon 8 bit" else 0.01) * lr
             assert off.max() <= (1.0 if name in CODED else 0.02) * lr

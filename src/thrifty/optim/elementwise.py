@@ -1,7 +1,8 @@
 """One step of an elementwise rule over tensors: in plain C on CPUs, fused on GPUs, or as it is written.
 
 The functions here are what is meant; native.c does the same to the bit, but for numbers below 2^-126, which it takes
-for zeros.
+for zeros, and for roots: those of torch on CPUs are off by the last bit in a fifth of values, those of C are not. So a
+parameter may differ by its last bit, and of many thousand codes of roots one by one step.
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ def step_flat(
         compiled: in C on CPUs, fused elsewhere; by default where that is possible, and the tensor large enough.
     """
     if compiled is not False and native.takes(p, g):
-        native.step(rule, [(p, g, kept)], forms, u, h)
+        flat = p.contiguous()  # views of one dimension may skip values
+        native.step(rule, [(flat, g.contiguous(), kept)], forms, u, h)
+        if flat.data_ptr() != p.data_ptr():
+            p.copy_(flat)
         return
     block = forms[0].block
     whole, rest = divmod(p.numel(), block)
@@ -140,7 +144,7 @@ def step_floats(
     """
     every = list(zip(params, gradients, *moments, strict=True))
     if compiled is not False and native.takes(params[0], gradients[0]):
-        flats = [[t.detach().reshape(-1) for t in some] for some in every]
+        flats = [[t.detach().reshape(-1).contiguous() for t in some] for some in every]
         native.step(rule, [(flat[0], flat[1], flat[2:]) for flat in flats], None, u, h)
         for some, flat in zip(every, flats, strict=True):
             for tensor, done in zip((some[0], *some[2:]), (flat[0], *flat[2:]), strict=True):

@@ -11,17 +11,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from thrifty.optim.base import SMALL, Base, Group, Params
-from thrifty.optim.elementwise import step_flat
-from thrifty.optim.newton_schulz import STEPS, orthogonalised
-from thrifty.optim.rules import MOMENTUM, scalars
+from thrifty.optim.elementwise import CHUNK, step_flat, step_floats
+from thrifty.optim.newton_schulz import STEPS, Coefficients, orthogonalised
+from thrifty.optim.rules import MOMENTUM, STEP, scalars
 from thrifty.optim.sharded import local, local_gradient
 from thrifty.optim.share import shared_out
 from thrifty.quant.states import dither
 from thrifty.spec.errors import ThriftyError, did_you_mean
 from thrifty.spec.formats import FORMATS
 
-# Bytes of matrices that are orthogonalised in one go: enough for full speed, little beside the model.
-BATCH_BYTES = 1 << 26
+# Bytes of matrices that are orthogonalised in one go: enough for full speed, little beside the model. On CPUs larger
+# results come from fresh pages, which cost as much as a fifth of the multiplications.
+BATCH_BYTES = {"cpu": 1 << 22}
+BATCH_BYTES_ELSEWHERE = 1 << 26
 
 
 def _as_adamw(rows: int, columns: int) -> float:
@@ -41,6 +43,8 @@ class Muon(Base):
     Jordan et al. 2024, with the arguments of `torch.optim.Muon`.
 
     Args:
+        ns_coefficients: of every step, as torch's (3.4445, -4.775, 2.0315); by default the best for `ns_steps`, of
+            which 4 do what 5 of those do. A state dict of torch's brings its own.
         adjust_lr_fn: scale(p) is sqrt(max(1, rows / columns)), "original", or 0.2 sqrt(max(rows, columns)),
             "match_rms_adamw", under which AdamW's rate and decay serve.
         bits: of the momentum, 32, 16 (bfloat16) or 8 (1.008 bytes a parameter).
@@ -54,8 +58,9 @@ class Muon(Base):
 
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
-        nesterov: bool = True, *, ns_steps: int = STEPS, adjust_lr_fn: str | None = None, bits: int = 32,
-        group: dist.ProcessGroup | None = None, small: int = SMALL, compiled: bool | None = None,
+        nesterov: bool = True, ns_coefficients: Coefficients | None = None, *, ns_steps: int = STEPS,
+        adjust_lr_fn: str | None = None, bits: int = 32, group: dist.ProcessGroup | None = None,
+        small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         if bits not in (8, 16, 32):
             raise ThriftyError(f"momentum of {bits} bits", hint="valid choices: 32, 16, 8")
@@ -63,7 +68,7 @@ class Muon(Base):
             raise ThriftyError(f"no scale {adjust_lr_fn!r}", hint=did_you_mean(str(adjust_lr_fn), list(SCALES)))
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
-            "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
+            "ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
         }  # fmt: skip
         self.compiled, self.group = compiled, group
         formats = (FORMATS["int8"],) if bits == 8 else None
@@ -90,51 +95,57 @@ class Muon(Base):
 
     def _step_alike(self, group: Group, params: list[Tensor]) -> None:
         """A step of matrices that are all whole, or split alike."""
-        steps = group["ns_steps"]
+        how = group["ns_steps"], group.get("ns_coefficients")
         updates = shared_out(
             [self._momentum(p, group) for p in params], params, self.group,
-            lambda matrices: _batched(matrices, steps),
+            lambda matrices: _batched(matrices, *how),
         )  # fmt: skip
-        lr, decay = group["lr"], group["weight_decay"]
         scale = SCALES[group["adjust_lr_fn"] or "original"]
-        for p, update in zip(params, updates, strict=True):
-            piece = local(p)
-            piece.mul_(1 - lr * decay)
-            piece.sub_(update.to(piece.dtype) * (lr * scale(*p.shape)))
+        alike: dict[Any, list[int]] = {}
+        for at, p in enumerate(params):
+            alike.setdefault((scale(*p.shape), p.dtype, p.device), []).append(at)
+        for (size, _, device), places in alike.items():
+            step = int(self.state[params[places[0]]]["step"])
+            some = [local(params[at]) for at in places]
+            h = scalars(STEP, {**group, "scale": size}, step, some[0])
+            step_floats(
+                some, [updates[at] for at in places], [], dither(step, CHUNK, 1, device), h, STEP, self.compiled
+            )
 
     def _momentum(self, p: Tensor, group: Group) -> Tensor:
         """This rank's piece of what is to be orthogonalised, in bfloat16."""
         state, g = self.begun(p), local_gradient(p, "Muon")
         forms = self.formats_of(p)
-        if forms is None:
-            kept, g = local(state["momentum_buffer"]), g.float()
-            buffer = kept.float().lerp_(g, 1 - group["momentum"])  # in place where it is fp32
-            kept.copy_(buffer)
-            return (g.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).bfloat16()
         step = int(state["step"])
-        made = torch.empty(g.numel(), dtype=torch.bfloat16, device=g.device)
-        kept = [state["momentum_buffer"], state["momentum_buffer_scale"]]
-        u = dither(step, forms[0].block, 2, g.device)
         h = scalars(MOMENTUM, group, step, g)
-        step_flat(made, g.reshape(-1), kept, u, h, MOMENTUM, forms, self.compiled)
-        return made.view(g.shape)
+        u = dither(step, forms[0].block if forms else CHUNK, 2, g.device)
+        u[-1 if forms else slice(None)] = 0.5  # to the nearest: nothing is added up, and any layout agrees
+        made = torch.empty(g.shape, dtype=torch.bfloat16, device=g.device)
+        if forms is None:
+            step_floats([made], [g], [[local(state["momentum_buffer"])]], u, h, MOMENTUM, self.compiled)
+            return made
+        kept = [state["momentum_buffer"], state["momentum_buffer_scale"]]
+        step_flat(made.view(-1), g.reshape(-1), kept, u, h, MOMENTUM, forms, self.compiled)
+        return made
 
 
 def _places(p: Tensor) -> Any:
     return (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
 
 
-def _batched(matrices: list[Tensor], steps: int) -> list[Tensor]:
+def _batched(matrices: list[Tensor], steps: int, coefficients: Coefficients | None) -> list[Tensor]:
     """Orthogonalised matrices, those of a shape (or its transpose) together."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for place, x in enumerate(matrices):
         alike.setdefault(tuple(sorted(x.shape)), []).append(place)
     made: list[Tensor] = list(matrices)
     for (short, long), places in alike.items():
-        many = max(1, BATCH_BYTES // (2 * short * long))
+        at_most = BATCH_BYTES.get(matrices[places[0]].device.type, BATCH_BYTES_ELSEWHERE)
+        many = max(1, at_most // (2 * short * long))
         for start in range(0, len(places), many):
             some = places[start : start + many]
-            x = torch.stack([m if m.shape[0] == short else m.mT for m in (matrices[place] for place in some)])
-            for place, update in zip(some, orthogonalised(x, steps), strict=True):
+            wide = [m if m.shape[0] == short else m.mT for m in (matrices[place] for place in some)]
+            x = torch.stack(wide) if len(wide) > 1 else wide[0][None]
+            for place, update in zip(some, orthogonalised(x, steps, coefficients), strict=True):
                 made[place] = update if matrices[place].shape[0] == short else update.mT
     return made

@@ -1,8 +1,7 @@
 /* Steps of elementwise optimizers: what thrifty.optim.elementwise does with tensors, in one pass over memory.
 
    A chunk of 256 values goes through decode, rule and encode while it lies in the first cache. Every operation is
-   one of IEEE 754 in single precision, in the order of the Python functions, and none is contracted: bits are those of
-   plain torch. Built by native.py; no headers but those of the language. */
+   one of IEEE 754 in single precision, in the order of the Python functions, and none is contracted. Built by native.py; no headers but those of the language. */
 
 #include <math.h>
 #include <stdint.h>
@@ -116,30 +115,40 @@ static void encode_root8(
   for (int i = 0; i < n; i++) codes[i] = (uint8_t)(int32_t)(root[i] * inverse + (u[i] - 1.0f));
 }
 
-/* Codes of 4 bits: the first half of a block in the low ones of its bytes, the second in the high ones. */
+/* Codes of 4 bits: the first half of a block in the low ones of its bytes, the second in the high ones. Each in two
+   loops: one that reads or makes bytes is cut into vectors of 64, more than half a block has. */
 
-static void decode_root4(float *restrict x, const uint8_t *restrict codes, float scale, int n) {
-  for (int i = 0; i < n / 2; i++) {
-    float low = (float)(codes[i] & 15) * scale + scale, high = (float)(codes[i] >> 4) * scale + scale;
-    x[i] = low * low;
-    x[i + n / 2] = high * high;
+static inline __attribute__((always_inline)) void part(int32_t *restrict code, const uint8_t *restrict codes, int n) {
+  for (int i = 0; i < n / 2; i++) code[i] = codes[i] & 15;
+  for (int i = 0; i < n / 2; i++) code[i + n / 2] = codes[i] >> 4;
+}
+
+static inline __attribute__((always_inline)) void decode_root4(float *restrict x, const uint8_t *restrict codes, float scale, int n) {
+  int32_t code[CHUNK];
+  part(code, codes, n);
+  for (int i = 0; i < n; i++) {
+    float root = (float)code[i] * scale + scale;
+    x[i] = root * root;
   }
 }
 
-static void encode_root4(
+static inline __attribute__((always_inline)) void join(uint8_t *restrict codes, const int32_t *restrict code, int n) {
+  for (int i = 0; i < n / 2; i++) codes[i] = (uint8_t)(code[i] | code[i + n / 2] << 4);
+}
+
+static inline __attribute__((always_inline)) void encode_root4(
     uint8_t *restrict codes, const float *restrict root, float inverse, const float *restrict u, int n) {
-  for (int i = 0; i < n / 2; i++) {
-    int32_t low = (int32_t)(root[i] * inverse + (u[i] - 1.0f));
-    int32_t high = (int32_t)(root[i + n / 2] * inverse + (u[i + n / 2] - 1.0f));
-    codes[i] = (uint8_t)(low | high << 4);
-  }
+  int32_t code[CHUNK];
+  for (int i = 0; i < n; i++) code[i] = (int32_t)(root[i] * inverse + (u[i] - 1.0f));
+  join(codes, code, n);
 }
 
-static void decode_square4(float *restrict x, const uint8_t *restrict codes, float scale, int n) {
-  for (int i = 0; i < n / 2; i++) {
-    float low = (float)(codes[i] & 15) - 7.0f, high = (float)(codes[i] >> 4) - 7.0f;
-    x[i] = low * fabsf(low) * scale;
-    x[i + n / 2] = high * fabsf(high) * scale;
+static inline __attribute__((always_inline)) void decode_square4(float *restrict x, const uint8_t *restrict codes, float scale, int n) {
+  int32_t code[CHUNK];
+  part(code, codes, n);
+  for (int i = 0; i < n; i++) {
+    float whole = (float)code[i] - 7.0f;
+    x[i] = whole * fabsf(whole) * scale;
   }
 }
 
@@ -150,12 +159,11 @@ static inline int32_t square_code(float x, float inverse, float u) {
   return (x < 0.0f ? -code : code) + 7;
 }
 
-static void encode_square4(
+static inline __attribute__((always_inline)) void encode_square4(
     uint8_t *restrict codes, const float *restrict x, float inverse, const float *restrict u, int n) {
-  for (int i = 0; i < n / 2; i++) {
-    int32_t low = square_code(x[i], inverse, u[i]), high = square_code(x[i + n / 2], inverse, u[i + n / 2]);
-    codes[i] = (uint8_t)(low | high << 4);
-  }
+  int32_t code[CHUNK];
+  for (int i = 0; i < n; i++) code[i] = square_code(x[i], inverse, u[i]);
+  join(codes, code, n);
 }
 
 static int bits_per_code(int kind) { return kind == ROOT4 || kind == SQUARE4 ? 4 : 8; }
@@ -170,8 +178,13 @@ static void decode(int kind, float *x, const uint8_t *codes, const uint16_t *sca
     switch (kind) {
       case UNIFORM8: decode_uniform8(x + at, from, scale, size); break;
       case ROOT8: decode_root8(x + at, from, scale, size); break;
-      case ROOT4: decode_root4(x + at, from, scale, size); break;
-      default: decode_square4(x + at, from, scale, size);
+      case ROOT4: /* a constant size makes loops without rests */
+        if (size == 64) decode_root4(x + at, from, scale, 64);
+        else decode_root4(x + at, from, scale, size);
+        break;
+      default:
+        if (size == 64) decode_square4(x + at, from, scale, 64);
+        else decode_square4(x + at, from, scale, size);
     }
   }
 }
@@ -186,8 +199,13 @@ static void encode(int kind, uint8_t *codes, uint16_t *scales, const float *x, c
     switch (kind) { /* u is of a column of a block */
       case UNIFORM8: encode_uniform8(to, x + at, inverse, u, size); break;
       case ROOT8: encode_root8(to, x + at, inverse, u, size); break;
-      case ROOT4: encode_root4(to, x + at, inverse, u, size); break;
-      default: encode_square4(to, x + at, inverse, u, size);
+      case ROOT4:
+        if (size == 64) encode_root4(to, x + at, inverse, u, 64);
+        else encode_root4(to, x + at, inverse, u, size);
+        break;
+      default:
+        if (size == 64) encode_square4(to, x + at, inverse, u, 64);
+        else encode_square4(to, x + at, inverse, u, size);
     }
   }
 }

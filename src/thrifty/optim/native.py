@@ -2,8 +2,9 @@
 
 native.c knows neither torch nor Python, so it builds in half a second, and one file serves all rules, formats and
 dtypes: a chunk of 256 values is decoded, stepped and encoded while it lies in the first cache, where `torch.compile`
-made two kernels of a step and decoded moments in both. Arithmetic is that of plain torch to the bit: nothing is
-contracted or reordered, which costs no time because memory is what steps wait for. Threads come from the OpenMP that
+made two kernels of a step and decoded moments in both. Arithmetic is that of IEEE 754, operation by
+operation: nothing is contracted or reordered, which costs no time because memory is what two threads wait for, and no
+result depends on processor, compiler or the number of threads. Threads come from the OpenMP that
 torch has loaded (libgomp by its name), so there is one pool, not two that fight for the cores.
 """
 
@@ -95,7 +96,8 @@ def step(rule: Rule, works: Sequence[Work], forms: Formats | None, u: Tensor, h:
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled steps, built where they are not in the cache. None, and said once, where no compiler makes them."""
-    compiler = next(filter(None, (shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
+    found = (shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"))
+    compiler = next(filter(None, found), None)
     why = "no C compiler was found"
     if compiler is not None:
         for flags in FLAGS:

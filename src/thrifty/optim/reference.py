@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thrifty.optim.newton_schulz import ROOM, STEPS, schedule
+
 State = dict[str, Any]
 
 
@@ -91,16 +93,19 @@ def lars(
     return p - lr * (g + momentum * state["momentum_buffer"] if nesterov else state["momentum_buffer"])
 
 
-NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+def orthogonalised(
+    x: Tensor, steps: int = STEPS, coefficients: tuple[float, float, float] | None = None, eps: float = 1e-7
+) -> Tensor:
+    """x = U S V^T to nearly U V^T, by steps of X = a X + (b A + c A^2) X with A = X X^T: Jordan et al. 2024, Muon.
 
-
-def orthogonalised(x: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
-    """x = U S V^T to nearly U V^T, by steps of X = a X + (b A + c A^2) X with A = X X^T: Jordan et al. 2024, Muon."""
-    a, b, c = NEWTON_SCHULZ
+    Without coefficients those of `schedule`, from X over 1.02 (sum of s^8)^(1/8).
+    """
+    s = torch.linalg.svdvals(x)
+    norm = s.square().sum().sqrt() if coefficients else s.pow(8).sum().pow(1 / 8) * ROOM
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    x = x / max(float(x.norm()), eps)
-    for _ in range(steps):
+    x = x / max(float(norm), eps)
+    for a, b, c in (coefficients,) * steps if coefficients else schedule(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x
