@@ -91,6 +91,8 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
         (job(), recipe({"tensor": 2, "tensor_overlap": True}, software="nanotron"), "tensor_overlap", "not True"),
         (job(), recipe(compile=True), "compile", "Megatron-LM runs compile False"),
         (job(), recipe(optimizer={"state_bits": 4}), "state_bits", "32 or 16 or 8, not 4"),
+        (job(), recipe(optimizer={"name": "muon"}), "optimizer.name", "runs optimizer adamw, not muon"),
+        (job(), recipe(optimizer={"stable": True}), "optimizer.stable", "not True"),
         (
             job(),
             recipe(exchange={"codec": "int8"}, software="accelerate"),
