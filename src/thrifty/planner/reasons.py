@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from thrifty.cost.adaptive import steps_factor
 from thrifty.catalog.gains import fewer_tokens
+from thrifty.cost.adaptive import steps_factor
 from thrifty.cost.memory import Memory, memory, usable_bytes
 from thrifty.cost.params import total_parameters
 from thrifty.cost.run import estimate
@@ -280,7 +280,7 @@ def _optimizer(ask: _Beside, opened: Sequence[str]) -> list[str]:
         return [f"optimizer {name}: the same loss for {gain:.1%} less than {plain.recipe.optimizer.name}: {because}"]
     if is_open:
         return [f"optimizer {chosen}: {name} would save {gain:.1%}, under the {least:.0%} that it must: {because}"]
-    told = f"optimizer {chosen}: opened to --levers optimizer, {name} would reach the same loss for {gain:.1%} less"
+    told = f"optimizer {chosen}: {name} (--levers optimizer) would reach the same loss for {gain:.1%} less"
     return [f"{told}: {because}"] if gain > least else []
 
 
