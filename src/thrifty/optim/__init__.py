@@ -6,6 +6,7 @@ from typing import Any
 # Found on first use: schedules are read where torch is not imported.
 _HOME = {
     "Adam8bit": "blockwise",
+    "AdamW": "full",
     "AdamW4bit": "blockwise",
     "AdamW8bit": "blockwise",
     "Lamb": "trust",

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from thrifty.optim.base import SMALL, Base, Group, Params
-from thrifty.optim.elementwise import Formats, step_flat
+from thrifty.optim.elementwise import CHUNK, Formats, step_flat, step_floats
 from thrifty.optim.rules import ADAM, ADAMW, LION, Rule, scalars
 from thrifty.optim.sharded import local, local_gradient
 from thrifty.optim.stable import smaller, surprise, surprise_of_blocks
-from thrifty.quant.rounding import dithered_bfloat16
 from thrifty.quant.states import dither
 from thrifty.spec.formats import FORMATS, ROOT4, ROOT8, SQUARE4, BlockFormat
 
@@ -35,11 +34,11 @@ class Blockwise(Base):
 
     def __init__(
         self, params: Params, defaults: Group, formats: Formats | None, *, small: int = SMALL,
-        compiled: bool | None = None,
+        compiled: bool | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         self.compiled = compiled
         kind = dict(zip(self.rule.moments, self.rule.squares, strict=True))
-        super().__init__(params, defaults, kind, formats, small)
+        super().__init__(params, defaults, kind, formats, small, dtype)
 
     def _step(self, groups: list[tuple[Group, list[Tensor]]]) -> None:
         for _, params in groups:
@@ -73,7 +72,8 @@ class Blockwise(Base):
             step = int(state["step"])
             forms = self.formats_of(p)
             if forms is None:
-                together.setdefault((step, p.device, p.dtype), []).append(p)
+                own = p if p in shares else None  # stepped alone, by a learning rate of its own
+                together.setdefault((step, p.device, self._dtypes(p), own), []).append(p)
                 continue
             if (step, p.device) not in made:
                 u = dither(step, forms[0].block, len(forms) + 1, p.device)
@@ -83,37 +83,22 @@ class Blockwise(Base):
                 h = scalars(self.rule, {**group, "lr": group["lr"] * shares[p]}, step, p)
             kept = [state[moment + part] for moment in self.rule.moments for part in ("", "_scale")]
             self._step_blocks(local(p), local_gradient(p, name), kept, u, h, forms)
-        for (step, _, _), params in together.items():
-            some = [shares[p] for p in params if p in shares]
-            self._step_together(params, step, scalars(self.rule, group, step, params[0]), some)
+        for (step, device, _, own), params in together.items():
+            u = dither(step, CHUNK, len(self.rule.moments) + 1, device)
+            moments = [[local(self.state[p][moment]) for p in params] for moment in self.rule.moments]
+            gradients = [local_gradient(p, name) for p in params]
+            settings = group if own is None else {**group, "lr": group["lr"] * shares[own]}
+            h = scalars(self.rule, settings, step, params[0])
+            step_floats([local(p) for p in params], gradients, moments, u, h, self.rule, self.compiled)
+
+    def _dtypes(self, p: Tensor) -> tuple[torch.dtype, ...]:
+        return p.dtype, p.grad.dtype, self.dtype_of(p)
 
     def _step_blocks(self, p: Tensor, g: Tensor, kept: list[Tensor], u: Tensor, h: Tensor, forms: Formats) -> None:
         flat = p.detach().reshape(-1)
         step_flat(flat, g.reshape(-1), kept, u, h, self.rule, forms, self.compiled)
         if flat.data_ptr() != p.data_ptr():  # not contiguous: that was a copy
             p.copy_(flat.view(p.shape))
-
-    def _step_together(self, params: list[Tensor], step: int, h: Tensor, shares: list[Tensor]) -> None:
-        """Tensors with fp32 moments as one: one kernel each operation, not one each tensor."""
-        places = [local(p) for p in params]
-        p, g = (
-            torch.cat([t.reshape(-1) for t in ts]).float()
-            for ts in (places, [local_gradient(p, type(self).__name__) for p in params])
-        )
-        states = [[local(self.state[p][name]) for p in params] for name in self.rule.moments]
-        old = [torch.cat([t.reshape(-1) for t in ts]) for ts in states]
-        new = self.rule.advance(p, g, old, h)
-        moved = self.rule.move(p, g, old, new, h)
-        sizes = [t.numel() for t in places]
-        if shares:
-            part = torch.cat([share.to(p.device).expand(size) for share, size in zip(shares, sizes, strict=True)])
-            moved = p + part * (moved - p)  # a step is as long as its learning rate
-        if places[0].dtype == torch.bfloat16:
-            u = dither(step, max(sizes), 1, moved.device)[0]
-            moved = dithered_bfloat16(moved, torch.cat([u[:size] for size in sizes]))
-        for targets, values in zip([places, *states], [moved, *new], strict=True):
-            pieces = [piece.view(t.shape) for piece, t in zip(values.split(sizes), targets, strict=True)]
-            torch._foreach_copy_(targets, pieces)
 
 
 INT8: BlockFormat = FORMATS["int8"]

@@ -1,13 +1,20 @@
-"""One step of an elementwise rule over a tensor whose moments are kept in blocks: fused, or as it is written."""
+"""One step of an elementwise rule over tensors: in plain C on CPUs, fused on GPUs, or as it is written.
+
+The functions here are what is meant; native.c does the same to the bit, but for numbers below 2^-126, which it takes
+for zeros.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from thrifty.cost.payload import tail_block
+from thrifty.optim import native
+from thrifty.optim.native import CHUNK
 from thrifty.optim.rules import Rule
 from thrifty.quant.fuse import COMPILE_FROM, can_compile, fused
 from thrifty.quant.kernels import decode_rows
@@ -17,9 +24,7 @@ from thrifty.spec.formats import BlockFormat
 
 Formats = tuple[BlockFormat, ...]
 # Moments are computed again for each of their readers: less work than to write them to memory and read them back.
-RECOMPUTE = {"realize_opcount_threshold": 2000, "realize_reads_threshold": 1000}
-# They do more than they load: a product and its sum are one instruction, with one rounding less.
-OPTIONS = {**RECOMPUTE, "cpp.enable_floating_point_contract_flag": "fast"}
+OPTIONS = {"realize_opcount_threshold": 2000, "realize_reads_threshold": 1000}
 
 
 def _moments(p: Tensor, g: Tensor, kept: list[Tensor], h: Tensor, rule: Rule, forms: Formats) -> tuple:
@@ -85,13 +90,21 @@ def step_rows(
 def step_flat(
     p: Tensor, g: Tensor, kept: list[Tensor], u: Tensor, h: Tensor, rule: Rule, forms: Formats, compiled: bool | None
 ) -> None:
-    """A step of a flat tensor, in place: whole blocks, then what is left, as `thrifty.quant.quantise` cuts them."""
+    """A step of a flat tensor, in place: whole blocks, then what is left, as `thrifty.quant.quantise` cuts them.
+
+    Args:
+        kept: codes and scales of each moment.
+        u: (moments + 1, block), what codes and bfloat16 are rounded by.
+        compiled: in C on CPUs, fused elsewhere; by default where that is possible, and the tensor large enough.
+    """
+    if compiled is not False and native.takes(p, g):
+        native.step(rule, [(p, g, kept)], forms, u, h)
+        return
     block = forms[0].block
     whole, rest = divmod(p.numel(), block)
-    if compiled is None:
-        compiled = p.numel() >= COMPILE_FROM and can_compile(p.device.type)
+    compiled = p.device.type == "cuda" and compiled is not False and p.numel() >= COMPILE_FROM and can_compile("cuda")
+    ways = [form.bits for form in forms]
     if whole:
-        ways = [form.bits for form in forms]
         views = [
             view
             for codes, scales, bits in zip(kept[::2], kept[1::2], ways, strict=True)
@@ -107,8 +120,40 @@ def step_flat(
         last_p[0, :rest], last_g[0, :rest] = p[whole * block :], g[whole * block :]
         views = [
             view
-            for codes, scales, form in zip(kept[::2], kept[1::2], forms, strict=True)
-            for view in (codes[whole * block * form.bits // 8 :].view(1, -1), scales[whole:].view(1, 1))
+            for codes, scales, bits in zip(kept[::2], kept[1::2], ways, strict=True)
+            for view in (codes[whole * block * bits // 8 :].view(1, -1), scales[whole:].view(1, 1))
         ]
         step_rows(last_p, last_g, views, u[:, :size], h, rule, forms, False)
         p[whole * block :] = last_p[0, :rest]
+
+
+def step_floats(
+    params: Sequence[Tensor], gradients: Sequence[Tensor], moments: Sequence[Sequence[Tensor]], u: Tensor, h: Tensor,
+    rule: Rule, compiled: bool | None,
+) -> None:  # fmt: skip
+    """A step, in place, of tensors of one dtype whose moments are floats of one dtype: all in one call, or as one.
+
+    Args:
+        moments: for each moment of the rule its tensors.
+        u: (moments + 1, CHUNK), by which what is bfloat16 is rounded, again and again along each tensor.
+        compiled: in C, which is the default on CPUs.
+    """
+    every = list(zip(params, gradients, *moments, strict=True))
+    if compiled is not False and native.takes(params[0], gradients[0]):
+        flats = [[t.detach().reshape(-1) for t in some] for some in every]
+        native.step(rule, [(flat[0], flat[1], flat[2:]) for flat in flats], None, u, h)
+        for some, flat in zip(every, flats, strict=True):
+            for tensor, done in zip((some[0], *some[2:]), (flat[0], *flat[2:]), strict=True):
+                if done.data_ptr() != tensor.data_ptr():  # not contiguous: that was a copy
+                    tensor.copy_(done.view(tensor.shape))
+        return
+    sizes = [p.numel() for p in params]
+    p, g, *old = (torch.cat([t.reshape(-1) for t in some]).float() for some in (params, gradients, *moments))
+    new = rule.advance(p, g, old, h)
+    moved = rule.move(p, g, old, new, h)
+    for draws, targets, values in zip((u[-1], *u), (params, *moments), (moved, *new), strict=False):
+        if targets[0].dtype == torch.bfloat16:
+            many = -(-max(sizes) // CHUNK)
+            values = dithered_bfloat16(values, torch.cat([draws.repeat(many)[:size] for size in sizes]))
+        pieces = [piece.view(t.shape) for piece, t in zip(values.split(sizes), targets, strict=True)]
+        torch._foreach_copy_(list(targets), pieces)
