@@ -244,6 +244,11 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
         yield _not_run(runs, "optimizer.name", "optimizer", optimizer.name, runs.optimizers)
     if optimizer.stable and recipe.software != "thrifty":
         yield _not_run(runs, "optimizer.stable", "optimizer.stable", True, (False,))
+    if recipe.software != "thrifty":
+        for key in ("ramp", "noise_scale"):
+            if getattr(recipe.batch, key) is not None:
+                what = f"{runs.called} is given one batch for the whole run"
+                yield Illegal(f"recipe.batch.{key}", what, f"leave out batch.{key}, or plan for thrifty", what)
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
     if exchange.codec not in runs.codecs and not runs.any_codec:
