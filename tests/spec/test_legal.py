@@ -93,6 +93,12 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
         (job(), recipe(compile=True), "compile", "Megatron-LM runs compile False"),
         (job(), recipe(optimizer={"state_bits": 4}), "state_bits", "32 or 16 or 8, not 4"),
         (job(), recipe(optimizer={"name": "muon"}), "optimizer.name", "runs optimizer adamw, not muon"),
+        (
+            job(),
+            recipe({"shard": 2}, optimizer={"name": "adafactor"}, software="thrifty"),
+            "optimizer.name",
+            "one rank",
+        ),
         (job(), recipe(batch=GROWING), "batch.ramp", "one batch for the whole run"),
         (job(), recipe(optimizer={"stable": True}), "optimizer.stable", "not True"),
         (
