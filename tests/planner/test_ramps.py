@@ -29,7 +29,7 @@ def test_a_batch_far_above_the_critical_one_is_advised_to_grow_into_it() -> None
     assert found.useful == pytest.approx(useful_tokens(wanted, found.recipe) / useful_tokens(wanted, one(4096).recipe))
     assert found.saving == pytest.approx(1 - found.run.usd / one(4096).run.usd / found.useful)
     line = ramps.told(wanted, cluster("8xh100"), one(4096))[0]
-    assert "times the steps" in line
+    assert "x the steps" in line
     assert "2410.21676" in line
 
 

@@ -90,6 +90,6 @@ def told(job: Job, cluster: Cluster, best: Candidate) -> list[str]:
         return []
     name, ran = found.recipe.batch.ramp.name, phases(job, found.recipe)
     return [
-        f"batch.ramp none: {name} {ran[0].sequences} to {ran[-1].sequences} would come as far for {found.saving:.0%} "
-        f"less, in {1 - found.fewer_steps:.2g} times the steps ({SOURCES[name]})"
+        f"ramp none: {name} {ran[0].sequences} to {ran[-1].sequences} comes as far for {found.saving:.0%} less in "
+        f"{1 - found.fewer_steps:.2g}x the steps ({SOURCES[name]})"
     ]
