@@ -15,7 +15,7 @@ from thrifty.cost.held import held, local_size, stage_layers, states
 from thrifty.cost.optimizer import Kept
 from thrifty.cost.params import parameter_shapes, total_parameters
 from thrifty.spec import ModelShape
-from thrifty.spec.recipe import Layout
+from thrifty.spec.recipe import Layout, Optimizer
 
 EXPERTS = {"count": 8, "active": 2, "ffn": 96, "shared": 1, "dense_layers": 1}
 LATENT = {"q_rank": 48, "kv_rank": 32, "nope_dim": 64, "rope_dim": 32, "value_dim": 64}
@@ -100,6 +100,24 @@ def test_states_are_those_of_the_sharded_module(world: Any, name: str, island: i
     assert predicted.gradients == sum(p.grad.to_local().nbytes for p in module.parameters())
     assert predicted.optimizer == counted
     assert piece.tensors == len(local)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("adamw", 8), ("adamw", 4), ("lion", 8), ("lamb", 32), ("lars", 32), ("muon", 8)]
+)
+def test_states_of_other_optimizers_are_those_of_the_sharded_module(world: Any, name: str, bits: int) -> None:
+    """A rank's piece of a tensor decides whether it is small."""
+    from thrifty.trainer.memory import optimizer_bytes
+    from thrifty.trainer.optimizers import build_optimizer
+
+    model = MODELS["nothing divides"]
+    module = sharded(world, model, 2, 6, 1).to_empty(device="cpu")
+    optimizer = build_optimizer(module, Optimizer(name=name, state_bits=bits))
+    for parameter in module.parameters():
+        parameter.grad = world.zeros_like(parameter)
+    optimizer.step()
+    piece = held(model, Layout(island=2, shard=6), "thrifty")[0]
+    assert states(piece, "thrifty", "bf16", 3, Kept(name, bits)).optimizer == optimizer_bytes(optimizer)
 
 
 def test_what_a_rank_computes_with_is_the_unsharded_dtensor(world: Any) -> None:

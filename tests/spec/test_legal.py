@@ -21,6 +21,7 @@ def recipe(layout=None, sequences=32, micro=1, **rest):
     return Recipe(**{"software": "megatron", "layout": Layout(**(layout or {})), "batch": batch} | rest)
 
 
+GROWING = {"sequences": 32, "micro_sequences": 1, "ramp": {"name": "seesaw", "most_sequences": 64}}
 ZERO_BUBBLE = {"pipeline": 2, "schedule": "zero_bubble"}
 EXPERTS = Experts(count=8, active=2, ffn=32)
 
@@ -91,6 +92,15 @@ EXPERTS = Experts(count=8, active=2, ffn=32)
         (job(), recipe({"tensor": 2, "tensor_overlap": True}, software="nanotron"), "tensor_overlap", "not True"),
         (job(), recipe(compile=True), "compile", "Megatron-LM runs compile False"),
         (job(), recipe(optimizer={"state_bits": 4}), "state_bits", "32 or 16 or 8, not 4"),
+        (job(), recipe(optimizer={"name": "muon"}), "optimizer.name", "runs optimizer adamw, not muon"),
+        (
+            job(),
+            recipe({"shard": 2}, optimizer={"name": "adafactor"}, software="thrifty"),
+            "optimizer.name",
+            "one rank",
+        ),
+        (job(), recipe(batch=GROWING), "batch.ramp", "one batch for the whole run"),
+        (job(), recipe(optimizer={"stable": True}), "optimizer.stable", "not True"),
         (
             job(),
             recipe(exchange={"codec": "int8"}, software="accelerate"),

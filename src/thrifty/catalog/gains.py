@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from thrifty.catalog import facts
 from thrifty.spec.figure import Figure
@@ -33,7 +34,7 @@ def fewer_tokens(optimizer: str, parameters: float) -> Figure:
 def _value(points: list[tuple[float, float]], parameters: float) -> float:
     if parameters <= points[0][0] or len(points) == 1:
         return points[0][1]
-    for (low, before), (high, after) in zip(points, points[1:], strict=False):
+    for (low, before), (high, after) in pairwise(points):
         if parameters <= high:
             return before + (after - before) * math.log(parameters / low) / math.log(high / low)
     (low, before), (high, after) = points[-2:]

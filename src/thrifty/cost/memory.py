@@ -30,6 +30,7 @@ from thrifty.cost.crossing import state_bytes
 from thrifty.cost.habits import HABITS, Habits
 from thrifty.cost.held import FSDP, Held, States, held, sharing_ranks, states
 from thrifty.cost.optimizer import Kept, kept_of, working_bytes
+from thrifty.cost.ramped import at_largest
 from thrifty.cost.stages import own_runs
 from thrifty.cost.work import chunk_rows
 from thrifty.spec.cluster import Cluster
@@ -62,7 +63,8 @@ class Memory:
 
 
 def memory(job: Job, cluster: Cluster, recipe: Recipe) -> Memory:
-    """Memory of the fullest rank in a step after the first (the optimizer's states exist)."""
+    """Memory of the fullest rank in a step after the first (the optimizer's states exist), at the largest batch."""
+    recipe = at_largest(recipe)
     if recipe.software == "thrifty" and recipe.layout.pipeline == 1:
         found = _own(job, cluster, recipe)
     else:

@@ -10,6 +10,7 @@ from thrifty.cost.compute import rank_of
 from thrifty.cost.memory import Memory, interval
 from thrifty.cost.params import total_parameters
 from thrifty.cost.profiles import Profile, profile
+from thrifty.cost.ramped import at_batch, phases, run_tokens
 from thrifty.cost.run import Run, estimate, evaluation_batches, evaluations
 from thrifty.cost.traffic import LINKS, bytes_between_islands, collectives, evaluation_by_link, sent_by_link
 from thrifty.laws import loss as loss_law
@@ -52,7 +53,8 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
         ValueError: the job says neither tokens nor steps.
     """
     run = estimate(job, cluster, recipe)
-    tokens = run.steps * tokens_per_step(job, recipe)
+    is_ramp = recipe.batch.ramp is not None
+    tokens = run_tokens(job, recipe) if is_ramp else run.steps * tokens_per_step(job, recipe)
     model_flops = flops.model_flops_per_token(job.model, job.sequence_length) * tokens
     in_steps = run.steps * run.step.total
     peak = rank_of(cluster, recipe).peak_flops * recipe.layout.ranks
@@ -64,8 +66,8 @@ def predict(job: Job, cluster: Cluster, recipe: Recipe) -> Bill:
         seconds=time(run.seconds, "s", "sum of the parts"),
         step_seconds=time(run.step.total, "s", f"roofline and alpha-beta, profile {how.name}"),
         seconds_by_part={name: _part(name, seconds, time) for name, seconds in run.parts.items()},
-        steps=modelled(run.steps, "1", "tokens over tokens a step" if job.steps is None else "given"),
-        tokens=modelled(tokens, "token", "steps x sequences x sequence length"),
+        steps=modelled(run.steps, "1", _steps_source(job, recipe)),
+        tokens=modelled(tokens, "token", "of all phases" if is_ramp else "steps x sequences x sequence length"),
         tokens_per_second=rate(tokens / in_steps, "token/s", "tokens over time in steps"),
         model_flops=modelled(model_flops, "FLOP", "6 x matrix parameters + 6 x layers x width x sequence, a token"),
         hardware_flops=_hardware_flops(job, recipe, run, tokens),
@@ -107,6 +109,25 @@ def _inverse(how: Profile) -> Callable[[float, str, str], Figure]:
     return lambda value, unit, source: modelled(value, unit, source, low=value / above, high=value / below)
 
 
+def _steps_source(job: Job, recipe: Recipe) -> str:
+    if recipe.batch.ramp is not None:
+        return f"phases of batch.ramp {recipe.batch.ramp.name}, laws.ramp"
+    return "tokens over tokens a step" if job.steps is None else "given"
+
+
+def mean_sent_by_link(job: Job, cluster: Cluster, recipe: Recipe) -> dict[str, float]:
+    """Bytes that one rank sends in one optimizer step, by link; with a ramp the mean of all."""
+    if recipe.batch.ramp is None:
+        return sent_by_link(collectives(job, cluster, recipe))
+    found = phases(job, recipe)
+    steps, sent = sum(phase.steps for phase in found), dict.fromkeys(LINKS, 0.0)
+    for phase in found:
+        each = sent_by_link(collectives(job, cluster, at_batch(recipe, phase.sequences)))
+        for link in LINKS:
+            sent[link] += each[link] * phase.steps / steps
+    return sent
+
+
 def _hardware_flops(job: Job, recipe: Recipe, run: Run, tokens: int) -> Figure:
     shape, length = job.model, job.sequence_length
     evaluated = evaluations(recipe, run.steps) * recipe.evaluation.sequences * length
@@ -136,7 +157,10 @@ def _total(used: Memory, value: float, source: str, software: str) -> Figure:
 
 def _link_bytes(job: Job, cluster: Cluster, recipe: Recipe, run: Run) -> dict[str, Figure]:
     sent = collectives(job, cluster, recipe)
-    training, evaluating = sent_by_link(sent), evaluation_by_link(sent, recipe, evaluation_batches(recipe))
+    training, evaluating = (
+        mean_sent_by_link(job, cluster, recipe),
+        evaluation_by_link(sent, recipe, evaluation_batches(recipe)),
+    )
     looks = evaluations(recipe, run.steps)
     total = {link: training[link] * run.steps + evaluating[link] * looks for link in LINKS}
     if recipe.software == "thrifty" and recipe.layout.island > 1 and recipe.exchange.between_islands:

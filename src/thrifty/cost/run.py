@@ -11,6 +11,7 @@ from thrifty.cost import constants, energy
 from thrifty.cost.memory import Memory, memory
 from thrifty.cost.params import counts
 from thrifty.cost.profiles import profile
+from thrifty.cost.ramped import mean_step
 from thrifty.cost.step import StepSeconds, step_seconds
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.figure import Figure
@@ -25,7 +26,7 @@ class Run:
 
     Attributes:
         parts: `spec.bill.TIME_PARTS` to seconds; their sum is `seconds`.
-        step: time of one optimizer step by part.
+        step: time of one optimizer step by part; with a ramp the mean.
         memory: of the fullest rank.
     """
 
@@ -47,8 +48,10 @@ def estimate(job: Job, cluster: Cluster, recipe: Recipe, used: Memory | None = N
         ThriftyError: the accelerator has no rate for the recipe's precision.
         ValueError: the job says neither tokens nor steps.
     """
-    steps = total_steps(job, recipe)
-    step = step_seconds(job, cluster, recipe)
+    if recipe.batch.ramp is None:
+        steps, step = total_steps(job, recipe), step_seconds(job, cluster, recipe)
+    else:
+        steps, step = mean_step(job, cluster, recipe)
     parts = {
         "startup": startup_seconds(cluster, recipe),
         "compute": steps * step.compute,

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable
 from thrifty.cost import constants, flops
 from thrifty.cost.energy import JOULES_PER_KWH
 from thrifty.cost.params import total_parameters
-from thrifty.cost.predict import worth_tokens
+from thrifty.cost.predict import mean_sent_by_link, worth_tokens
+from thrifty.cost.ramped import phases
 from thrifty.cost.run import checkpoint_seconds, checkpoints, evaluation_batches, evaluation_seconds
-from thrifty.cost.traffic import Collective, evaluation_by_link, sent_by_link
+from thrifty.cost.traffic import Collective, evaluation_by_link
 from thrifty.laws import loss as loss_law
 from thrifty.laws import repetition
+from thrifty.laws.ramp import total_sequences
 from thrifty.planner.numbers import Derivation, Made, Number, modelled
 from thrifty.spec import units
 from thrifty.spec.plan import Plan
@@ -71,6 +73,10 @@ def _pace(made: Made) -> tuple[str, ...]:
 
 
 def _steps(made: Made) -> Derivation:
+    if made.recipe.batch.ramp is not None:
+        found = phases(made.job, made.recipe)
+        source = f"laws.ramp: {len(found)} batches, {found[0].sequences} to {found[-1].sequences} sequences"
+        return Derivation("steps_of_phases", (modelled("steps_of_phases", made.run.steps, "1", source),))
     if made.job.steps is not None:
         return Derivation("job_steps", (made.given("job_steps", made.job.steps, "job.steps"),))
     wanted = made.given("job_tokens", made.job.tokens or 0, "job.tokens", "token")
@@ -83,6 +89,9 @@ def _batch(made: Made) -> tuple[Number, Number]:
 
 
 def _tokens(made: Made) -> Derivation:
+    if made.recipe.batch.ramp is not None:
+        sequences = modelled("all_sequences", total_sequences(made.job, made.recipe), "1", "laws.ramp: of all phases")
+        return Derivation("all_sequences * sequence_length", (sequences, _batch(made)[1]))
     return Derivation("steps * sequences * sequence_length", (made.term("steps"), *_batch(made)))
 
 
@@ -261,7 +270,7 @@ def _reserved_memory(made: Made) -> Derivation:
 
 
 def _link_bytes(made: Made, link: str) -> Derivation:
-    a_step = sent_by_link(made.sent)[link]
+    a_step = mean_sent_by_link(made.job, made.plan.cluster, made.recipe)[link]
     batches = evaluation_batches(made.recipe)
     an_evaluation = evaluation_by_link(made.sent, made.recipe, batches)[link]
     return Derivation(

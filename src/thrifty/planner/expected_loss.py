@@ -63,7 +63,7 @@ def law_reasons(plan: Plan, by: LossLaw) -> list[str]:
         )
         more = critical_batch.overhead(batch, critical) - 1
         said.append(
-            f"batch {units.show(batch, 'token')} tokens: {batch / critical:.2g} of the critical batch, for {more:.0%} "
-            f"more tokens than small steps ({critical_batch.SOURCE})"
+            f"batch {units.show(batch, 'token')} tokens: {batch / critical:.2g} critical ones, {more:.0%} more tokens "
+            f"than small steps ({critical_batch.SOURCE.partition('(')[2].partition(')')[0]})"
         )
     return said

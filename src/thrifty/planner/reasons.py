@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from thrifty.cost.adaptive import steps_factor
 from thrifty.catalog.gains import fewer_tokens
+from thrifty.cost.adaptive import steps_factor
 from thrifty.cost.memory import Memory, memory, usable_bytes
 from thrifty.cost.params import total_parameters
 from thrifty.cost.run import estimate
@@ -254,7 +254,7 @@ def _exchange(job: Job, cluster: Cluster, best: Candidate) -> str:
 def _optimizer(ask: _Beside, opened: Sequence[str]) -> list[str]:
     """What another optimizer saves or would save on the way to the same loss, and why: tokens, time of a step, memory.
 
-    Closed, it is told only where it would save what a lever must.
+    Closed, it is told only where it would save much, as other closed levers are.
     """
     recipe, key = ask.best.recipe, space.OPTIONAL["optimizer"][0]
     chosen, names = recipe.optimizer.name, space.beyond_plain("optimizer", ask.cluster, recipe.software)
@@ -280,8 +280,8 @@ def _optimizer(ask: _Beside, opened: Sequence[str]) -> list[str]:
         return [f"optimizer {name}: the same loss for {gain:.1%} less than {plain.recipe.optimizer.name}: {because}"]
     if is_open:
         return [f"optimizer {chosen}: {name} would save {gain:.1%}, under the {least:.0%} that it must: {because}"]
-    told = f"optimizer {chosen}: opened to --levers optimizer, {name} would reach the same loss for {gain:.1%} less"
-    return [f"{told}: {because}"] if gain > least else []
+    told = f"optimizer {chosen}: {name} (--levers optimizer) would reach the same loss for {gain:.1%} less"
+    return [f"{told}: {because}"] if gain > NAMED_SAVING else []
 
 
 def _between_islands(name: str, ask: _Beside) -> str:

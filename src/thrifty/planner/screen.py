@@ -86,7 +86,8 @@ def _headline(told: Explanation, width: int) -> Iterator[Text]:
     loss = f"loss {bill.loss.value:.2f} ({bill.loss.low:.2f} to {bill.loss.high:.2f})" if bill.loss else told.no_loss
     rate = f"{units.show(bill.tokens_per_second.value, 'token')} tok/s, MFU {bill.mfu.value:.1%}"
     tokens = recipe.batch.sequences * plan.job.sequence_length
-    batch = f"{plan.total_steps:,} steps of {units.show(tokens, 'token')}, {bill.step_seconds} each"
+    growing = "" if recipe.batch.ramp is None else f" and more ({recipe.batch.ramp.name})"
+    batch = f"{bill.steps.value:,.0f} steps of {units.show(tokens, 'token')}{growing}, {bill.step_seconds} each"
     yield wrapped(f"{bill.tokens} tokens in {batch}; {rate}; {loss}", width)
     accumulated = f" x {recipe.accumulation} accumulated" if recipe.accumulation > 1 else ""
     yield wrapped(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import thrifty
 from thrifty.cost.predict import predict
-from thrifty.planner import defaults, other_software, pool, reasons, space
+from thrifty.planner import defaults, other_software, pool, ramps, reasons, space
 from thrifty.planner.aim import Aim, Objective, Price, cheapest, price_of, resized, unmet
 from thrifty.planner.pool import Pool, price
 from thrifty.planner.space import Candidate, Tree, at
@@ -149,6 +149,8 @@ def _search(
     if idle > 0:
         said.append(f"{idle} of {cluster.devices} devices have nothing to do, and are paid for")
     said += [*reasons.levers(job, cluster, best, found, given, levers), *intervals]
+    if at(given, "batch.ramp") is None and at(given, "batch.sequences") is None:
+        said += ramps.told(job, cluster, best)
     if kept:
         more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
         said.append(f"kept as given: {', '.join(kept[:NAMED])}{more}")

@@ -16,7 +16,7 @@ from thrifty.planner.space import Candidate
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
 from thrifty.spec.legal import illegal
-from thrifty.spec.recipe import Batch, Layout, Recipe
+from thrifty.spec.recipe import Layout, Recipe
 
 RECOMPUTE = ("none", "selective", "full")
 WITHIN = 1.3  # of the plan's money: what costs more today will hardly be the cheapest once one figure changes
@@ -70,7 +70,7 @@ def variations(job: Job, recipe: Recipe, kept: Collection[str] = ()) -> Iterator
         layouts.append(gathered_otherwise(recipe.layout))
     for micro in [recipe.batch.micro_sequences] if "batch.micro_sequences" in kept else sorted(micros):
         if micro and each % micro == 0:
-            batch = Batch(sequences=recipe.batch.sequences, micro_sequences=micro)
+            batch = recipe.batch.model_copy(update={"micro_sequences": micro})
             for layout in layouts:
                 for recompute in again:
                     one = recipe.model_copy(update={"layout": layout, "batch": batch, "recompute": recompute})

@@ -242,8 +242,17 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
                 yield Illegal(f"recipe.{name}", f"{what} allow", hint, kind)
     if optimizer.name not in runs.optimizers:
         yield _not_run(runs, "optimizer.name", "optimizer", optimizer.name, runs.optimizers)
+    if optimizer.name == "adafactor" and recipe.software == "thrifty" and recipe.ranks_together > 1:
+        # torch.optim.Adafactor squares row sums in place, which DTensors do not (torch 2.13).
+        what = "the trainer runs optimizer adafactor on one rank alone"
+        yield Illegal("recipe.optimizer.name", what, "use adamw with state_bits: 4, or one rank", what)
     if optimizer.stable and recipe.software != "thrifty":
         yield _not_run(runs, "optimizer.stable", "optimizer.stable", True, (False,))
+    if recipe.software != "thrifty":
+        for key in ("ramp", "noise_scale"):
+            if getattr(recipe.batch, key) is not None:
+                what = f"{runs.called} is given one batch for the whole run"
+                yield Illegal(f"recipe.batch.{key}", what, f"leave out batch.{key}, or plan for thrifty", what)
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
     if exchange.codec not in runs.codecs and not runs.any_codec:

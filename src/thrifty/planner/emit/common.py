@@ -74,8 +74,12 @@ def only_decoders(software: str, plan: Plan) -> None:
         refuse(software, "job.model.kind", what, "use the launchers' output as a frame for that program")
 
 
-def only_adamw(software: str, plan: Plan) -> None:
-    """Refuses optimizers that this version does not write in a configuration."""
+def plain_updates_only(software: str, plan: Plan) -> None:
+    """Refuses optimizers and growing batches, which this version does not write in a configuration."""
+    for key in ("ramp", "noise_scale"):
+        if getattr(plan.recipe.batch, key) is not None:
+            what = "is written with one batch for the whole run"
+            refuse(software, f"recipe.batch.{key}", what, f"plan again without batch.{key}")
     optimizer = plan.recipe.optimizer
     if optimizer.name != "adamw":
         what = f"is written with adamw, not {optimizer.name}"

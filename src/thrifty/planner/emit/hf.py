@@ -16,9 +16,9 @@ from thrifty.planner.emit.common import (
     data_kind,
     from_environment,
     no_compressed_exchange,
-    only_adamw,
     number,
     only_decoders,
+    plain_updates_only,
     refuse,
     run_name,
     tokenizer_line,
@@ -38,7 +38,7 @@ def require(software: str, plan: Plan) -> None:
     """
     only_decoders(software, plan)
     no_compressed_exchange(software, plan)
-    only_adamw(software, plan)
+    plain_updates_only(software, plan)
     shape, layout, recipe = plan.job.model, plan.recipe.layout, plan.recipe
     elsewhere = "emit it for megatron or torchtitan"
     for key, value in (("experts", shape.experts), ("latent", shape.latent)):

@@ -14,10 +14,10 @@ from thrifty.planner.emit.common import (
     Notes,
     from_environment,
     no_compressed_exchange,
-    only_adamw,
     number,
     only_decoders,
     parts_of_layers,
+    plain_updates_only,
     refuse,
     run_name,
     tokenizer_line,
@@ -38,7 +38,7 @@ def entry(plan: Plan) -> Entry:
     """
     only_decoders("Megatron-LM", plan)
     no_compressed_exchange("Megatron-LM", plan)
-    only_adamw("Megatron-LM", plan)
+    plain_updates_only("Megatron-LM", plan)
     if plan.cluster.accelerator.kind != "gpu":
         refuse("Megatron-LM", "cluster.accelerator", "needs GPUs", "plan for GPUs: --on 8xh100")
     _require(plan)

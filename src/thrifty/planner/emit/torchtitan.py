@@ -18,10 +18,10 @@ from thrifty.planner.emit.common import (
     from_environment,
     head,
     no_compressed_exchange,
-    only_adamw,
     number,
     only_decoders,
     parts_of_layers,
+    plain_updates_only,
     refuse,
     run_name,
     tokenizer_line,
@@ -46,7 +46,7 @@ def entry(plan: Plan) -> Entry:
     """
     only_decoders("torchtitan", plan)
     no_compressed_exchange("torchtitan", plan)
-    only_adamw("torchtitan", plan)
+    plain_updates_only("torchtitan", plan)
     notes = Notes()
     _require(plan, notes)
     kind = data_kind(plan.job.data)
