@@ -2,8 +2,8 @@
 
     RMS = sqrt(mean over the tensor of g^2 / max(v / (1 - b2^t), eps^2));  lr = lr / max(1, RMS)
 
-Wortsman et al. 2023, arXiv:2304.13013, algorithm 2: losses jump a few steps after the second moment lags behind, and this
-keeps them from it better than a bound on the gradient's norm does.
+Wortsman et al. 2023, arXiv:2304.13013, algorithm 2: losses jump a few steps after the second moment lags behind, and
+this keeps them from it better than a bound on the gradient's norm does.
 """
 
 from __future__ import annotations
