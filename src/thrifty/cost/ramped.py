@@ -52,7 +52,7 @@ def run_tokens(job: Job, recipe: Recipe) -> int:
 
 
 def mean_step(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[int, StepSeconds]:
-    """Steps of a run with a ramp, and the mean of their times by part; branches that it tries are counted in.
+    """Steps of a run with a ramp, and the mean of their times by part.
 
     Raises:
         ThriftyError: the accelerator has no rate for the recipe's precision.
@@ -66,8 +66,7 @@ def mean_step(job: Job, cluster: Cluster, recipe: Recipe) -> tuple[int, StepSeco
     for phase in found:
         for size, share in _between(some, phase.sequences):
             weights[size] += share * phase.steps / steps
-    tried = 1 + ramp.branch_sequences(job, recipe) / ramp.total_sequences(job, recipe)
-    return steps, _weighted([(tried * weights[size], step) for size, step in priced])
+    return steps, _weighted([(weights[size], step) for size, step in priced])
 
 
 def _between(sizes: Sequence[int], size: int) -> tuple[tuple[int, float], ...]:

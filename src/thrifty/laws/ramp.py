@@ -10,7 +10,7 @@ arXiv:1706.02677):
     seesaw   B = B0 / s(d) after warm-up, so with e = 1/2 the rate falls with sqrt(s)              arXiv:2510.14717
     noise_scale   B = B0 2^k, the largest up to share x noise scale
 
-Two of the ways depend on what a run measures; a plan expects for them what `laws.critical_batch` says of its tokens.
+The last depends on what a run measures; a plan expects of it what `laws.critical_batch` says of its tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from thrifty.spec.schedule import Ramp
 
 LINEAR_RATE = ("sgd", "lars")  # optimizers whose step is proportional to the gradient, or is scaled as if it were
 EXPONENTS = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
-MEASURED = ("noise_scale", "critical")  # ways that depend on what a run measures
+MEASURED = ("noise_scale",)  # depend on what a run measures
 
 CriticalTokens = Callable[[float], float]  # tokens so far to the critical batch, in tokens
 
@@ -141,16 +141,6 @@ def steps(job: Job, recipe: Recipe, critical: CriticalTokens = critical_batch_to
     return sum(stage.steps for stage in stages(job, recipe, critical))
 
 
-def branch_sequences(job: Job, recipe: Recipe) -> int:
-    """Sequences that branches train on and throw away (`critical`): each factor's, and the batch's own beside them."""
-    ramp = recipe.batch.ramp
-    if ramp is None or ramp.name != "critical" or ramp.window_tokens is None:
-        return 0
-    total = total_sequences(job, recipe) * job.sequence_length
-    tried = sum(at < total for at in ramp.at_tokens)
-    return tried * (1 + len(ramp.factors)) * -(-ramp.window_tokens // job.sequence_length)
-
-
 def _planned(recipe: Recipe, ramp: Ramp, done: int, total: int, sequence_length: int) -> int:
     first, unit = recipe.batch.sequences, together(recipe)
     if ramp.name == "linear" and ramp.to_tokens is not None:
@@ -168,12 +158,7 @@ def _expected(recipe: Recipe, ramp: Ramp, done: int, total: int, sequence_length
     if ramp.name not in MEASURED:
         return _planned(recipe, ramp, done, total, sequence_length)
     batch = recipe.batch.sequences
-    if ramp.name == "noise_scale":
-        noise = critical(done * sequence_length) / EXCESS_AT_CRITICAL / sequence_length
-        while (grown := doubled(recipe, batch, noise)) > batch:
-            batch = grown
-        return batch
-    for at in sorted(at for at in ramp.at_tokens if at <= done * sequence_length):
-        most = min(largest(recipe), critical(at) / sequence_length)
-        batch = max([batch, *(k * batch for k in ramp.factors if k * batch <= most)])
+    noise = critical(done * sequence_length) / EXCESS_AT_CRITICAL / sequence_length
+    while (grown := doubled(recipe, batch, noise)) > batch:
+        batch = grown
     return batch

@@ -46,7 +46,9 @@ class Plan(Noun):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps to the end of the job, from its steps or its tokens."""
+        """Optimizer steps to the end of the job, from its steps or its tokens; with a ramp, as many as predicted."""
+        if self.recipe.batch.ramp is not None:
+            return round(self.predicted.steps.value)
         return total_steps(self.job, self.recipe)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from thrifty.spec.figure import Count, Noun, Number, PositiveCount, Ratio, Tokens
+from thrifty.spec.figure import Count, Noun, PositiveCount, Ratio, Tokens
 
 
 class Schedule(Noun):
@@ -24,17 +24,14 @@ class Schedule(Noun):
 
 
 class Noise(Noun):
-    """The gradient noise scale, measured during training (McCandlish et al. 2018, arXiv:1812.06162).
+    """The gradient noise scale, measured during training from microbatches (McCandlish et al. 2018, arXiv:1812.06162).
 
     Attributes:
         every_steps: optimizer steps between two measurements.
-        source: `micro` takes the gradients of microbatches, over accumulation and data-parallel ranks; `norms` those of
-            norm layers, sequence by sequence (Gray et al. 2024, arXiv:2411.00999), which one microbatch is enough for.
         window: measurements that the averages effectively reach back over.
     """
 
     every_steps: PositiveCount = 1
-    source: Literal["micro", "norms"] = "micro"
     window: Annotated[Count, Field(gt=1)] = 100
 
 
@@ -47,35 +44,22 @@ class Ramp(Noun):
     Attributes:
         name: `linear` grows evenly from `from_tokens` to `to_tokens`. `seesaw` (Meterez et al. 2025, arXiv:2510.14717):
             where the schedule would multiply the rate by a < 1, the batch grows by 1/a and the rate falls by sqrt(a).
-            `noise_scale` doubles the batch once `share` of the measured noise scale is surely as large. `critical`
-            (Merrill et al. 2025, arXiv:2505.23971) tries larger batches in short branches.
+            `noise_scale` doubles the batch once `share` of the measured noise scale is surely as large.
         most_sequences: where growth ends.
         share: of the noise scale that the batch may be (`noise_scale`); at 0.2 tokens go up by 20% (`laws.ramp`).
-        at_tokens: when branches are tried (`critical`), in tokens from the start.
-        factors: of the batch that branches try beside the batch itself; their rate follows.
-        window_tokens: length of each branch.
-        tolerance: nats by which the validation loss of a branch may be above that of the batch itself.
         follows: how the rate follows the batch: with its root (Adam and its kin), linearly (SGD), or not at all; by
             the optimizer when left out.
     """
 
-    name: Literal["linear", "seesaw", "noise_scale", "critical"]
+    name: Literal["linear", "seesaw", "noise_scale"]
     most_sequences: PositiveCount
     from_tokens: Annotated[Tokens, Field(ge=0)] = 0
     to_tokens: Annotated[Tokens, Field(gt=0)] | None = None
     share: Annotated[Ratio, Field(gt=0)] = 0.2
-    at_tokens: tuple[Annotated[Tokens, Field(gt=0)], ...] = ()
-    factors: tuple[Annotated[Count, Field(gt=1)], ...] = (2,)
-    window_tokens: Annotated[Tokens, Field(gt=0)] | None = None
-    tolerance: Annotated[Number, Field(ge=0)] = 0.01
     follows: Literal["sqrt", "linear", "none"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name == "linear" and (self.to_tokens is None or self.to_tokens <= self.from_tokens):
             raise ValueError(f"a linear ramp ends later than it begins: set to_tokens above {self.from_tokens}")
-        if self.name == "critical" and not (self.at_tokens and self.window_tokens and self.factors):
-            raise ValueError(
-                "a critical ramp tries branches: set at_tokens, factors, and window_tokens as their length"
-            )
         return self
