@@ -427,3 +427,20 @@ def test_transformers_reads_the_model(tmp_path: Path) -> None:
     read = transformers.AutoConfig.from_pretrained(str(folder / "model.json"))
     shape = model("qwen2-7b")
     assert (read.model_type, read.num_hidden_layers, read.hidden_size) == ("qwen2", shape.layers, shape.hidden)
+
+
+@pytest.mark.parametrize("target", SOFTWARE)
+@pytest.mark.parametrize("shape", ["linear", "inverse_sqrt"])
+def test_other_shapes_of_the_schedule_are_written_or_refused(target: str, shape: str) -> None:
+    one = changed(
+        plans()[next(name for name, software in PAIRS if software == target)],
+        schedule={"name": shape, "warmup_steps": 7, "final_ratio": 0.3},
+    )
+    written = {("megatron", "linear"): "--lr-decay-style linear", ("torchtitan", "linear"): 'decay_type="linear"'}
+    if (target, shape) in written:
+        assert any(written[target, shape] in text for text in emit(one, target).values())
+        return
+    with pytest.raises(ThriftyError, match=f"not written with schedule {shape}") as caught:
+        emit(one, target)
+    assert caught.value.where == "recipe.schedule.name"
+    assert "cosine" in caught.value.hint

@@ -12,7 +12,12 @@ _HOME = {
     "Lamb": "trust",
     "Lars": "trust",
     "Lion8bit": "blockwise",
+    "MicroSquares": "small_gradients",
     "Muon": "muon",
+    "NoiseScale": "noise_scale",
+    "NormSquares": "small_gradients",
+    "measuring_hook": "small_gradients",
+    "unsharded_parameters": "small_gradients",
 }
 
 __all__ = list(_HOME)

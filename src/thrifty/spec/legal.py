@@ -66,6 +66,13 @@ def require_own(job: Job, recipe: Recipe) -> None:
             where="recipe.software",
             hint="run what `thrifty emit` writes of it, or plan again with --software thrifty",
         )
+    for key in ("ramp", "noise_scale"):
+        if getattr(recipe.batch, key) is not None:
+            raise ThriftyError(
+                "this trainer runs one batch for the whole run and does not measure the noise scale",
+                where=f"recipe.batch.{key}",
+                hint=f"leave out batch.{key}; `thrifty.optim.NoiseScale` measures in a loop of your own",
+            )
     require(job, recipe)
 
 

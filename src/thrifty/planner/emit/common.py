@@ -200,3 +200,12 @@ _Blocks.add_representer(str, _text)
 def to_yaml(content: Any) -> str:
     """YAML in the given order."""
     return yaml.dump(content, Dumper=_Blocks, sort_keys=False, width=120, allow_unicode=True)
+
+
+def known_schedule(software: str, plan: Plan, names: Iterable[str]) -> str:
+    """The name of the plan's schedule, refused where the software is not told of one with these numbers."""
+    name = plan.recipe.schedule.name
+    if name not in names:
+        hint = f"plan with one of {', '.join(names)}"
+        refuse(software, "recipe.schedule.name", f"is not written with schedule {name}", hint)
+    return name

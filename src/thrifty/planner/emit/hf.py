@@ -15,6 +15,7 @@ from thrifty.planner.emit.common import (
     Notes,
     data_kind,
     from_environment,
+    known_schedule,
     no_compressed_exchange,
     number,
     only_decoders,
@@ -134,7 +135,7 @@ def words(plan: Plan, notes: Notes, *, recompute: bool) -> list[str]:
         "adam_epsilon": number(optimizer.eps),
         "weight_decay": number(optimizer.weight_decay),
         "max_grad_norm": number(optimizer.clip_norm),
-        "lr_scheduler_type": SCHEDULES[schedule.name],
+        "lr_scheduler_type": SCHEDULES[known_schedule("the Trainer", plan, SCHEDULES)],
         **({"lr_scheduler_kwargs": shlex.quote(json.dumps(kwargs))} if kwargs else {}),
         "warmup_steps": str(schedule.warmup_steps),
         # For fp8 Accelerate's file sets the precision, which this option would set back to bf16.

@@ -13,6 +13,7 @@ from thrifty.planner.emit.common import (
     Entry,
     Notes,
     from_environment,
+    known_schedule,
     no_compressed_exchange,
     number,
     only_decoders,
@@ -25,7 +26,7 @@ from thrifty.planner.emit.common import (
 from thrifty.planner.emit.megatron_model import model
 from thrifty.spec.plan import Plan
 
-SCHEDULES = {"cosine": "cosine", "wsd": "WSD", "constant": "constant"}
+SCHEDULES = {"cosine": "cosine", "wsd": "WSD", "linear": "linear", "constant": "constant"}
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}  # of Megatron-FSDP
 MOMENTS = {32: "fp32", 16: "bf16", 8: "fp8"}
 
@@ -213,7 +214,7 @@ def training(plan: Plan, notes: Notes) -> list[str]:
         "optimizer": "adam",
         "lr": number(optimizer.lr),
         "min-lr": number(optimizer.lr * schedule.final_ratio if schedule.name != "constant" else 0.0),
-        "lr-decay-style": SCHEDULES[schedule.name],
+        "lr-decay-style": SCHEDULES[known_schedule("Megatron-LM", plan, SCHEDULES)],
         "lr-decay-iters": steps,
         "lr-warmup-iters": schedule.warmup_steps,
         "adam-beta1": number(optimizer.beta1),

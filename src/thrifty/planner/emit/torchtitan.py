@@ -17,6 +17,7 @@ from thrifty.planner.emit.common import (
     data_kind,
     from_environment,
     head,
+    known_schedule,
     no_compressed_exchange,
     number,
     only_decoders,
@@ -286,8 +287,11 @@ def _data(plan: Plan) -> str:
 def _schedule(plan: Plan) -> str:
     schedule = plan.recipe.schedule
     words = [f"warmup_steps={schedule.warmup_steps}"]
+    known_schedule("torchtitan", plan, ("cosine", "wsd", "linear", "constant"))
     if schedule.name == "cosine":
         words += ['decay_type="cosine"', f"min_lr_factor={number(schedule.final_ratio)}"]
+    elif schedule.name == "linear":
+        words += ['decay_type="linear"', f"min_lr_factor={number(schedule.final_ratio)}"]
     elif schedule.name == "wsd":
         words += [f"decay_ratio={number(schedule.decay_fraction)}", 'decay_type="linear"']
         words.append(f"min_lr_factor={number(schedule.final_ratio)}")
