@@ -68,7 +68,8 @@ def main() -> None:
     for bits in others:
         pairs = [a - b for a, b in zip(losses[bits], losses[usual], strict=True)]
         told = f", asked {ASKED[bits]}" if bits in ASKED else ""
-        print(f"{bits:2} bits: mean {means[bits]:.4f}, {means[bits] - means[usual]:+.4f} of {usual}{told}; by seed {pairs}")
+        by_seed = " ".join(f"{pair:+.4f}" for pair in pairs)
+        print(f"{bits:2} bits: mean {means[bits]:.4f}, {means[bits] - means[usual]:+.4f} of {usual}{told}; {by_seed}")
     found = {
         "machine": machine(), "steps": args.steps, "threads": os.environ.get("OMP_NUM_THREADS"), "rate": best,
         "grid": grid, "losses": losses, "means": means,
