@@ -19,8 +19,7 @@ from thrifty.cost.traffic import collectives
 from thrifty.spec.recipe import STATE_BITS, Layout, Optimizer
 
 NAMES = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "lion", "lamb", "lars", "muon")
-NOT_BUILT = (("adamw", 16), ("muon", 16), ("lamb", 8))  # which the trainer keeps in 32 bits
-WIDTHS = [(n, b) for n in NAMES for b in STATE_BITS.get(n, (32,)) if (n, b) not in NOT_BUILT]
+WIDTHS = [(n, b) for n in NAMES for b in STATE_BITS.get(n, (32,))]
 MODELS = {
     "llama": shape(layers=2, hidden=64, heads=2, kv_heads=1, ffn=176),
     "gpt": gpt(layers=2, hidden=96, heads=2, ffn=384),

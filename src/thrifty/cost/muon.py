@@ -1,6 +1,6 @@
 """What Muon computes and sends in a step: matrices made nearly orthogonal, shared out over the ranks that share states.
 
-    X = a X + (b A + c A^2) X,  A = X X^T      5 steps of Newton-Schulz, in bfloat16 (Jordan et al. 2024)
+    X = a X + (b A + c A^2) X,  A = X X^T      4 steps of Newton-Schulz, in bfloat16 (Jordan et al. 2024)
 
 Each matrix goes to one of the ranks that share states, and a step waits for the busiest. Rows travel to the owners and
 back in bfloat16, in two all-to-alls. Tensor ranks gather all matrices whole, and each works on all of them; replicas
@@ -19,7 +19,7 @@ from thrifty.cost.params import block_shapes
 from thrifty.spec.job import ModelShape
 from thrifty.spec.recipe import Layout
 
-STEPS, ON_GRAM, LONG = 5, 3, 1.5  # as optim/newton_schulz.py
+STEPS, ON_GRAM, LONG = 4, 2, 1.5  # as optim/newton_schulz.py
 ELEMENT = 2  # bytes of bfloat16
 
 Matrix = tuple[int, int]  # rows, columns

@@ -231,7 +231,6 @@ def _recipe(base: Recipe, row: _Row, micro: int, recompute: str) -> Recipe:
             "optimizer": setting.optimizer, "exchange": setting.exchange, "recompute": recompute,
             "batch": Batch.model_construct(
                 sequences=base.batch.sequences, micro_sequences=micro, ramp=base.batch.ramp,
-                noise_scale=base.batch.noise_scale,
             ),
         }
     )  # fmt: skip

@@ -22,7 +22,7 @@ from thrifty.planner.space import Candidate
 from thrifty.spec.cluster import Cluster
 from thrifty.spec.job import Job
 from thrifty.spec.recipe import Recipe
-from thrifty.spec.schedule import Noise, Ramp
+from thrifty.spec.schedule import Ramp
 
 EARLY = 0.01  # of the tokens, after which a ramp may begin to grow
 LARGEST = 4  # times the plan's batch, that a ramp may reach
@@ -78,9 +78,8 @@ def _ramps(job: Job, recipe: Recipe) -> Iterator[Recipe]:
     for name in names:
         begin = first if name == "noise_scale" else batch
         ramp = Ramp(name=name, most_sequences=LARGEST * batch)
-        noise = Noise() if name == "noise_scale" else None
         plain = at_batch(recipe, begin)
-        yield plain.model_copy(update={"batch": plain.batch.model_copy(update={"ramp": ramp, "noise_scale": noise})})
+        yield plain.model_copy(update={"batch": plain.batch.model_copy(update={"ramp": ramp})})
 
 
 def told(job: Job, cluster: Cluster, best: Candidate) -> list[str]:

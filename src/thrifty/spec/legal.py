@@ -66,13 +66,12 @@ def require_own(job: Job, recipe: Recipe) -> None:
             where="recipe.software",
             hint="run what `thrifty emit` writes of it, or plan again with --software thrifty",
         )
-    for key in ("ramp", "noise_scale"):
-        if getattr(recipe.batch, key) is not None:
-            raise ThriftyError(
-                "this trainer runs one batch for the whole run and does not measure the noise scale",
-                where=f"recipe.batch.{key}",
-                hint=f"leave out batch.{key}; `thrifty.optim.NoiseScale` measures in a loop of your own",
-            )
+    if recipe.batch.ramp is not None:
+        raise ThriftyError(
+            "this trainer runs one batch for the whole run; ramps are priced only",
+            where="recipe.batch.ramp",
+            hint="leave out batch.ramp; in a loop of your own, `thrifty.laws.ramp` says each step's batch and rate",
+        )
     require(job, recipe)
 
 
@@ -255,11 +254,9 @@ def _by_levers(recipe: Recipe, runs: Runs) -> Iterator[Illegal]:
         yield Illegal("recipe.optimizer.name", what, "use adamw with state_bits: 4, or one rank", what)
     if optimizer.stable and recipe.software != "thrifty":
         yield _not_run(runs, "optimizer.stable", "optimizer.stable", True, (False,))
-    if recipe.software != "thrifty":
-        for key in ("ramp", "noise_scale"):
-            if getattr(recipe.batch, key) is not None:
-                what = f"{runs.called} is given one batch for the whole run"
-                yield Illegal(f"recipe.batch.{key}", what, f"leave out batch.{key}, or plan for thrifty", what)
+    if recipe.software != "thrifty" and recipe.batch.ramp is not None:
+        what = f"{runs.called} is given one batch for the whole run"
+        yield Illegal("recipe.batch.ramp", what, "leave out batch.ramp, or plan for thrifty", what)
     if optimizer.state_bits not in runs.state_bits:
         yield _not_run(runs, "optimizer.state_bits", "optimizer.state_bits", optimizer.state_bits, runs.state_bits)
     if exchange.codec not in runs.codecs and not runs.any_codec:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from thrifty.spec.codec import stages_of
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.figure import Count, Noun, Number, PositiveCount, Ratio
-from thrifty.spec.schedule import Noise, Ramp, Schedule
+from thrifty.spec.schedule import Ramp, Schedule
 
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -86,18 +86,16 @@ class Batch(Noun):
         sequences: in one optimizer step, over all ranks.
         micro_sequences: in one forward pass of one rank.
         ramp: how the batch grows from there; none = it does not.
-        noise_scale: measures the gradient noise scale; none = it is not measured.
     """
 
     sequences: PositiveCount
     micro_sequences: PositiveCount
     ramp: Ramp | None = None
-    noise_scale: Noise | None = None
 
 
 # Widths, in bits, that the moments of each optimizer are kept in. Without a choice of widths they are fp32.
 STATE_BITS: dict[str, tuple[int, ...]] = {
-    "adamw": (32, 16, 8, 4), "adam": (32, 8), "lion": (32, 8), "lamb": (32, 8), "muon": (32, 16, 8, 4),
+    "adamw": (32, 16, 8, 4), "adam": (32, 8), "lion": (32, 8), "lamb": (32,), "muon": (32, 16, 8, 4),
 }  # fmt: skip
 
 
@@ -282,6 +280,4 @@ class Recipe(Noun):
             )
         if ramp is not None and ramp.name == "seesaw" and self.schedule.name == "constant":
             raise ValueError("ramp seesaw grows the batch where the schedule lowers the rate; constant never does")
-        if ramp is not None and ramp.name == "noise_scale" and self.batch.noise_scale is None:
-            raise ValueError("ramp noise_scale follows a measurement: say batch.noise_scale: {every_steps: 1}")
         return self

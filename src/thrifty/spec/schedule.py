@@ -23,18 +23,6 @@ class Schedule(Noun):
     decay_fraction: Annotated[Ratio, Field(gt=0, le=1)] = 0.2
 
 
-class Noise(Noun):
-    """The gradient noise scale, measured during training from microbatches (McCandlish et al. 2018, arXiv:1812.06162).
-
-    Attributes:
-        every_steps: optimizer steps between two measurements.
-        window: measurements that the averages effectively reach back over.
-    """
-
-    every_steps: PositiveCount = 1
-    window: Annotated[Count, Field(gt=1)] = 100
-
-
 class Ramp(Noun):
     """A batch that grows during a run, by accumulation: from `batch.sequences`, which `optimizer.lr` is for.
 

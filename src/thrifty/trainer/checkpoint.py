@@ -5,8 +5,8 @@
         progress.json                   step, and the ledger so far
         files.json                      size and sha256 of each file above; written last
 
-Optimizer tensors are stored as `optimizer.<parameter name>.<state name>`, moments of 8 and 4 bits in fp32. Learning rates, betas and implementation
-flags are not stored: they follow from the plan.
+Optimizer tensors are stored as `optimizer.<parameter name>.<state name>`, moments of 8 and 4 bits in fp32. Learning
+rates, betas and implementation flags are not stored: they follow from the plan.
 """
 
 from __future__ import annotations

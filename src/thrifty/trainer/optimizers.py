@@ -61,15 +61,13 @@ def _make(name: str, params: list[dict[str, Any]], asked: Optimizer, on_meta: bo
         case "lars":
             return Lars(params, lr=lr, momentum=asked.momentum)
         case "muon":
-            return Muon(
-                params, lr=lr, momentum=asked.momentum, adjust_lr_fn="match_rms_adamw", bits=max(8, bits)
-            )
+            return Muon(params, lr=lr, momentum=asked.momentum, adjust_lr_fn="match_rms_adamw", bits=max(8, bits))
         case "sgd":
             nesterov = asked.momentum > 0
-            return torch.optim.SGD(params, lr=lr, momentum=asked.momentum, nesterov=nesterov, fused=not on_meta)
+            return torch.optim.SGD(params, lr=lr, momentum=asked.momentum, nesterov=nesterov, fused=False)
         case "rmsprop":
             return torch.optim.RMSprop(params, lr=lr, alpha=asked.beta2, eps=asked.eps, momentum=asked.momentum)
         case "adagrad":
-            return torch.optim.Adagrad(params, lr=lr, eps=asked.eps, fused=not on_meta)
+            return torch.optim.Adagrad(params, lr=lr, eps=asked.eps)
         case _:
             return torch.optim.Adafactor(params, lr=lr, eps=(None, asked.eps))

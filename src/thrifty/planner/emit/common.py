@@ -76,10 +76,9 @@ def only_decoders(software: str, plan: Plan) -> None:
 
 def plain_updates_only(software: str, plan: Plan) -> None:
     """Refuses optimizers and growing batches, which this version does not write in a configuration."""
-    for key in ("ramp", "noise_scale"):
-        if getattr(plan.recipe.batch, key) is not None:
-            what = "is written with one batch for the whole run"
-            refuse(software, f"recipe.batch.{key}", what, f"plan again without batch.{key}")
+    if plan.recipe.batch.ramp is not None:
+        what = "is written with one batch for the whole run"
+        refuse(software, "recipe.batch.ramp", what, "plan again without batch.ramp")
     optimizer = plan.recipe.optimizer
     if optimizer.name != "adamw":
         what = f"is written with adamw, not {optimizer.name}"
