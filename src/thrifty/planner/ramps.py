@@ -51,6 +51,8 @@ def advise(job: Job, cluster: Cluster, best: Candidate) -> Advice | None:
     """The ramp that saves most; None where none saves enough to be told, or one is there."""
     if best.recipe.batch.ramp is not None or best.recipe.software != "thrifty" or job.tokens is None:
         return None
+    if not best.run.usd:
+        return None  # nothing to save on a free cluster
     if loss_law.why_not(job, total_parameters(job.model), job.tokens):
         return None  # nor does the law of the critical batch hold there
     plain = useful_tokens(job, best.recipe)
@@ -90,5 +92,5 @@ def told(job: Job, cluster: Cluster, best: Candidate) -> list[str]:
     name, ran = found.recipe.batch.ramp.name, phases(job, found.recipe)
     return [
         f"ramp none: {name} {ran[0].sequences} to {ran[-1].sequences} comes as far for {found.saving:.0%} less in "
-        f"{1 - found.fewer_steps:.2g}x the steps ({SOURCES[name]})"
+        f"{1 - found.fewer_steps:.2g}x the steps ({SOURCES[name]}; not run here yet)"
     ]
