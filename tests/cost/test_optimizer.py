@@ -91,20 +91,27 @@ def test_bytes_of_an_update() -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (64, 64), (96, 64), (64, 512), (4096, 1024), (100, 151)])
 def test_work_is_that_of_the_optimizer(rows: int, columns: int) -> None:
-    pytest.importorskip("torch")
-    from thrifty.optim import newton_schulz
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
 
-    assert muon.work(rows, columns) == newton_schulz.work(rows, columns)
+    from thrifty.optim.newton_schulz import orthogonalised
+
+    with FlopCounterMode(display=False) as counted:
+        orthogonalised(torch.ones(1, rows, columns))
+    assert 2 * muon.work(rows, columns) == counted.get_total_flops()
 
 
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=20), ranks=st.integers(1, 6)
 )
-def test_ranks_share_matrices_out_as_the_optimizer_does(sizes: list[tuple[int, int]], ranks: int) -> None:
-    torch = pytest.importorskip("torch")
-    from thrifty.optim.share import owners
-
-    assert list(muon.owners(tuple(sizes), ranks)) == owners([torch.Size(size) for size in sizes], ranks)
+def test_the_next_largest_matrix_goes_to_the_rank_with_the_least_to_do(
+    sizes: list[tuple[int, int]], ranks: int
+) -> None:
+    busy, taken = [0] * ranks, [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda at: -muon.work(*sizes[at])):
+        taken[place] = min(range(ranks), key=busy.__getitem__)
+        busy[taken[place]] += muon.work(*sizes[place])
+    assert list(muon.owners(tuple(sizes), ranks)) == taken
 
 
 def test_what_ranks_send_for_muon_arrives() -> None:

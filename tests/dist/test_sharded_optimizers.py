@@ -15,7 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from thrifty.optim import Muon
-from thrifty.optim.share import owners, rows_of
+from thrifty.cost.muon import owners
+from thrifty.optim.share import rows_of
 from thrifty.parallel.count import TrafficCounter
 
 SHAPES = [(128, 64), (64, 128), (33, 40), (1, 16), (128, 96)]  # halves of large ones are whole blocks
@@ -109,8 +110,7 @@ def test_rows_are_cut_as_torch_cuts():
 
 
 def test_owners_have_alike_to_do():
-    shapes = [torch.Size(s) for s in [(768, 3072)] * 12 + [(3072, 768)] * 12 + [(768, 768)] * 24]
-    taken = owners(shapes, 4)
+    taken = owners((*[(768, 3072)] * 12, *[(3072, 768)] * 12, *[(768, 768)] * 24), 4)
     assert [taken[:24].count(rank) for rank in range(4)] == [6] * 4
     assert [taken[24:].count(rank) for rank in range(4)] == [6] * 4
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from thrifty.cost.muon import work
 from thrifty.optim import Muon, newton_schulz
-from thrifty.optim.newton_schulz import orthogonalised, work
+from thrifty.optim.newton_schulz import orthogonalised
 from thrifty.optim.reference import orthogonalised as in_doubles
 
 JORDAN = (3.4445, -4.7750, 2.0315)

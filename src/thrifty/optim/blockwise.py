@@ -104,10 +104,8 @@ class Blockwise(Base):
 INT8: BlockFormat = FORMATS["int8"]
 
 
-class AdamW8bit(Blockwise):
-    """AdamW with moments of 8 bits: 2.016 bytes a parameter where AdamW keeps 8. Decay is decoupled.
-
-    Loshchilov & Hutter 2019, arXiv:1711.05101; blockwise states: Dettmers et al. 2022, arXiv:2110.02861.
+class _AdamWInBlocks(Blockwise):
+    """AdamW, decay decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101), with moments in blocks of `kept` formats.
 
     Args:
         stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
@@ -117,34 +115,33 @@ class AdamW8bit(Blockwise):
 
     rule = ADAMW
 
+    kept: Formats
+
     def __init__(
         self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, *, stable: bool = False, small: int = SMALL, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "stable": stable}
-        super().__init__(params, defaults, (INT8, ROOT8), small=small, compiled=compiled)
+        super().__init__(params, defaults, self.kept, small=small, compiled=compiled)
 
 
-class AdamW4bit(Blockwise):
+class AdamW8bit(_AdamWInBlocks):
+    """AdamW with moments of 8 bits: 2.016 bytes a parameter where AdamW keeps 8. Decay is decoupled.
+
+    Loshchilov & Hutter 2019, arXiv:1711.05101; blockwise states: Dettmers et al. 2022, arXiv:2110.02861.
+    """
+
+    kept = (INT8, ROOT8)
+
+
+class AdamW4bit(_AdamWInBlocks):
     """AdamW with moments of 4 bits: 1.063 bytes a parameter where AdamW keeps 8. Decay is decoupled.
 
     The second moment has no level of zero, which Li et al. 2023, arXiv:2309.01507, find to be what breaks 4 bits; both
     are rounded so that nothing is lost on the average.
-
-    Args:
-        stable: StableAdamW's smaller steps of tensors whose gradients outgrow their second moment, arXiv:2304.13013.
-        small: tensors with fewer values keep fp32 moments.
-        compiled: fused kernels; by default for tensors large enough, where a compiler is found.
     """
 
-    rule = ADAMW
-
-    def __init__(
-        self, params: Params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, *, stable: bool = False, small: int = SMALL, compiled: bool | None = None,
-    ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "stable": stable}
-        super().__init__(params, defaults, (SQUARE4, ROOT4), small=small, compiled=compiled)
+    kept = (SQUARE4, ROOT4)
 
 
 class Adam8bit(Blockwise):

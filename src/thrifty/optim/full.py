@@ -18,7 +18,7 @@ from thrifty.spec.errors import ThriftyError
 
 
 class AdamW(Blockwise):
-    """AdamW with the arguments and the state dict of `torch.optim.AdamW`. Decay is decoupled: arXiv:1711.05101.
+    """AdamW with the settings and the state dict of `torch.optim.AdamW`. Decay is decoupled: arXiv:1711.05101.
 
     Weights in bfloat16 are rounded by chance, so that steps below their last bit are not lost.
 

@@ -6,7 +6,7 @@ value (as arXiv:2506.10935), which A^2 of the first step gives for nothing: the 
 for a random matrix of 768, and each step can stretch small values by 8 at most.
 
 Tried, and left out: products of symmetric matrices by halves (blocks of 192 to 384 multiply more slowly, and mirroring
-takes what is left: 0 to 15%); more than two steps on one Gram matrix.
+takes what is left: up to 30% of one matrix, 15% or nothing of several); more than two steps on one Gram matrix.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from thrifty.cost.muon import LONG, ON_GRAM, STEPS
+
 Coefficients = tuple[float, float, float]
-STEPS, EPS = 4, 1e-7
+EPS = 1e-7
 # Where singular values end, of those that do not begin too small. A wider range would reach smaller ones (0.7: by a
 # tenth), but its first polynomial all but cancels some large ones, and in bfloat16 those end anywhere.
 LEAST, MOST = 0.82, 1.17
 # Between the largest value and the end of the next polynomial's range, for what bfloat16 rounds: beyond that end they
 # shoot up. With 1.02 at the beginning alone, five steps end at 14000.
 ROOM = 1.04
-# Steps on the Gram matrix before it is made anew from the matrix: its small eigenvalues are squares, which in bfloat16
-# drown after a few steps. With 2 singular values end as without; with 3 some shoot up, with 5 it is of no use.
-ON_GRAM = 2
-LONG = 1.5  # long side over short, from which steps on the Gram matrix multiply less
 
 
 @cache
@@ -146,14 +144,3 @@ def _product(gram: Tensor, p: Tensor, step: Coefficients, others: list[Coefficie
         p, a = _polynomial(gram, step), step[0]
         product = torch.baddbmm(product, p, product, beta=a)
     return product  # (matrices, short, short)
-
-
-def work(rows: int, columns: int) -> int:
-    """Multiplications of `STEPS` steps on one matrix, to share matrices out by."""
-    short, long = sorted((rows, columns))
-    if not _on_gram(short, long):
-        return STEPS * short * short * (2 * long + short)
-    rounds = -(-STEPS // _at_once(STEPS))
-    # Of each round A and its product with X; of each step A^2, and but for a round's first step (a + P) A (a + P)
-    # and the product: 1 + 3 multiplications of the shorter side.
-    return short * short * (2 * rounds * long + (STEPS + 3 * (STEPS - rounds)) * short)

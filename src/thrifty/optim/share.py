@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from thrifty.optim.newton_schulz import work
+from thrifty.cost.muon import owners
 
 Whole = Callable[[list[Tensor]], list[Tensor]]
-
-
-def owners(shapes: Sequence[torch.Size], ranks: int) -> list[int]:
-    """Which rank takes each matrix: the largest first, always to the rank with the least to do so far."""
-    busy, taken = [0] * ranks, [0] * len(shapes)
-    for place in sorted(range(len(shapes)), key=lambda at: -work(*shapes[at])):
-        taken[place] = min(range(ranks), key=busy.__getitem__)
-        busy[taken[place]] += work(*shapes[place])
-    return taken
 
 
 def shared_out(
@@ -58,7 +49,7 @@ def shared_out(
 def _of_equals(pieces: list[Tensor], group: dist.ProcessGroup, whole: Whole) -> list[Tensor]:
     """Each rank works on its share; one all-gather hands all results to all."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    taken = owners([x.shape for x in pieces], ranks)
+    taken = owners(tuple((x.shape[0], x.shape[1]) for x in pieces), ranks)
     mine = [place for place, owner in enumerate(taken) if owner == rank]
     sizes = [sum(x.numel() for x, owner in zip(pieces, taken, strict=True) if owner == r) for r in range(ranks)]
     sent = pieces[0].new_zeros(max(sizes))
@@ -84,7 +75,7 @@ def rows_of(rows: int, rank: int, ranks: int) -> int:
 def _of_rows(pieces: list[Tensor], params: list[Tensor], group: dist.ProcessGroup, whole: Whole) -> list[Tensor]:
     """Rows travel to the owners of their matrices, and back as rows of the results: two all-to-alls."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    taken = owners([p.shape for p in params], ranks)
+    taken = owners(tuple((p.shape[0], p.shape[1]) for p in params), ranks)
     held = [[rows_of(p.shape[0], r, ranks) * p.shape[1] for p in params] for r in range(ranks)]  # values, by rank
     mine = [place for place, owner in enumerate(taken) if owner == rank]
     leaving = [sum(held[rank][place] for place, owner in enumerate(taken) if owner == r) for r in range(ranks)]

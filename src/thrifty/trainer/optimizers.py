@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from thrifty.optim.groups import ParamGroup, param_groups
 from thrifty.optim.together import Together
 from thrifty.spec.recipe import Optimizer
 
-Make = Callable[..., torch.optim.Optimizer]
 EVERY_TENSOR_SMALL = 10**12  # keeps all moments of a blockwise optimizer in fp32
 
 
@@ -64,7 +62,7 @@ def _make(name: str, params: list[dict[str, Any]], asked: Optimizer, on_meta: bo
             return Muon(params, lr=lr, momentum=asked.momentum, adjust_lr_fn="match_rms_adamw", bits=max(8, bits))
         case "sgd":
             nesterov = asked.momentum > 0
-            return torch.optim.SGD(params, lr=lr, momentum=asked.momentum, nesterov=nesterov, fused=False)
+            return torch.optim.SGD(params, lr=lr, momentum=asked.momentum, nesterov=nesterov)
         case "rmsprop":
             return torch.optim.RMSprop(params, lr=lr, alpha=asked.beta2, eps=asked.eps, momentum=asked.momentum)
         case "adagrad":
