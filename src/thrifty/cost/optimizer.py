@@ -22,7 +22,7 @@ from thrifty.cost.payload import block_bytes
 from thrifty.spec.formats import FORMATS, ROOT4, ROOT8, SQUARE4
 from thrifty.spec.recipe import Optimizer
 
-SMALL = 4096  # values; as `optim/base.py`
+SMALL = 4096  # values; below, moments stay in fp32: such tensors weigh nothing, and norms and biases are touchy
 # The first moment of a pair, or the only one, and the mean of squares.
 _FORMATS = {8: (FORMATS["int8"], ROOT8), 4: (SQUARE4, ROOT4)}
 _MOMENTS = {"adamw": 2, "adam": 2, "lamb": 2, "lion": 1, "muon": 1, "lars": 1, "adagrad": 1, "sgd": 0, "rmsprop": 1}
@@ -35,7 +35,7 @@ PLAIN_BYTES = 24.0
 # tensors. Assumed, but for the last: 5 times the time of a fused AdamW on a CPU (torch 2.13, 2026-11).
 FURTHER_BYTES = {"lamb": 16.0, "lars": 8.0, "rmsprop": 40.0, "adafactor": 100.0}
 STABLE_BYTES = 8.0  # gradient and second moment read once more; assumed
-# Batches of matrices of a shape that are worked on at once: `optim/muon.py`.
+# Bytes of matrices that Muon makes orthogonal in one go: enough for full speed, little beside the model.
 MUON_BATCH_BYTES = 1 << 26
 
 

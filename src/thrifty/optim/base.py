@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thrifty.cost.optimizer import SMALL
 from thrifty.cost.payload import block_bytes
 from thrifty.optim.sharded import local
 from thrifty.optim.travel import Kind, load_states, saved_states
 from thrifty.spec.errors import ThriftyError
 from thrifty.spec.formats import BlockFormat
-
-SMALL = 4096  # values; below, moments stay in fp32: such tensors weigh nothing, and norms and biases are touchy
 
 Params = Iterable[Any]
 Group = dict[str, Any]

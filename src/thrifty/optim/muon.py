@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from thrifty.cost.optimizer import MUON_BATCH_BYTES
 from thrifty.optim.base import SMALL, Base, Group, Params
 from thrifty.optim.elementwise import CHUNK, step_flat, step_floats
 from thrifty.optim.newton_schulz import STEPS, Coefficients, orthogonalised
@@ -23,7 +24,6 @@ from thrifty.spec.formats import FORMATS
 # Bytes of matrices that are orthogonalised in one go: enough for full speed, little beside the model. On CPUs larger
 # results come from fresh pages, which cost as much as a fifth of the multiplications.
 BATCH_BYTES = {"cpu": 1 << 22}
-BATCH_BYTES_ELSEWHERE = 1 << 26
 
 
 def _as_adamw(rows: int, columns: int) -> float:
@@ -140,7 +140,7 @@ def _batched(matrices: list[Tensor], steps: int, coefficients: Coefficients | No
         alike.setdefault(tuple(sorted(x.shape)), []).append(place)
     made: list[Tensor] = list(matrices)
     for (short, long), places in alike.items():
-        at_most = BATCH_BYTES.get(matrices[places[0]].device.type, BATCH_BYTES_ELSEWHERE)
+        at_most = BATCH_BYTES.get(matrices[places[0]].device.type, MUON_BATCH_BYTES)
         many = max(1, at_most // (2 * short * long))
         for start in range(0, len(places), many):
             some = places[start : start + many]

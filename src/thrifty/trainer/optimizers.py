@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from thrifty.cost.optimizer import SMALL
 from thrifty.optim import Adam8bit, AdamW, AdamW4bit, AdamW8bit, Lamb, Lars, Lion8bit, Muon
 from thrifty.optim.groups import ParamGroup, param_groups
 from thrifty.optim.together import Together
@@ -53,7 +54,7 @@ def _make(name: str, params: list[dict[str, Any]], asked: Optimizer, on_meta: bo
         case "adam":
             return torch.optim.Adam(params, **adam, fused=not on_meta)
         case "lion":
-            return Lion8bit(params, lr=lr, betas=betas, small=EVERY_TENSOR_SMALL if bits == 32 else 4096)
+            return Lion8bit(params, lr=lr, betas=betas, small=EVERY_TENSOR_SMALL if bits == 32 else SMALL)
         case "lamb":
             return Lamb(params, **adam, max_grad_norm=None)  # the trainer clips
         case "lars":
