@@ -91,6 +91,6 @@ def told(job: Job, cluster: Cluster, best: Candidate) -> list[str]:
         return []
     name, ran = found.recipe.batch.ramp.name, phases(job, found.recipe)
     return [
-        f"ramp none: {name} {ran[0].sequences} to {ran[-1].sequences} comes as far for {found.saving:.0%} less in "
-        f"{1 - found.fewer_steps:.2g}x the steps ({SOURCES[name]}; not run here yet)"
+        f"ramp none (not run yet): {name} {ran[0].sequences} to {ran[-1].sequences}, {found.saving:.0%} cheaper in "
+        f"{1 - found.fewer_steps:.2g}x the steps ({SOURCES[name]})"
     ]
